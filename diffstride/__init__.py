@@ -1,0 +1,9 @@
+"""DiffStride for Keras 3: downsampling whose strides are learned.
+
+Importing this package imports keras and numpy only.
+"""
+
+from diffstride.pooling import DiffStride as DiffStride
+from diffstride.pooling import FixedSpectralPooling as FixedSpectralPooling
+from diffstride.pooling import SpatialPooling as SpatialPooling
+from diffstride.pooling import StrideConstraint as StrideConstraint

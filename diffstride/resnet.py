@@ -1,0 +1,601 @@
+"""Pre-activation ResNets whose downsampling is a strided conv or a pooling.
+
+With `pooling_cls=None` the convolutions carry the strides. With a pooling class
+they have stride 1 and an instance of that class does the downsampling, one for
+the stem and one for each projecting residual layer, where it serves the main
+branch and the shortcut alike.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from diffstride.pooling import PACKAGE
+
+PoolingClass = Callable[..., keras.layers.Layer] | dict | None
+Stride = int | float | Sequence[float]
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ResidualLayer(keras.layers.Layer):
+    """Pre-activation residual layer.
+
+    Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv. Shortcut: the input,
+    or with `project` the pooled input through a 1x1 convolution.
+
+    Args:
+        filters: number of output channels.
+        kernel_size: size of the convolutions of the main branch.
+        strides: stride of the layer, a number or a pair (height, width).
+            Integers unless `pooling_cls` takes others.
+        pooling_cls: `None`, or a pooling layer class that takes `strides` and
+            `data_format`; any callable with these arguments will do.
+        project: whether the shortcut is a 1x1 convolution. A layer that does
+            not project keeps size and number of channels.
+        channels_first: whether channels come first; `None` follows
+            `keras.config.image_data_format()`.
+        weight_decay: factor of the L2 penalty on kernels.
+        **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: 4-D tensor.
+        training: whether batch statistics are used and updated.
+
+    Input shape:
+        `(batch, height, width, channels)`, or `(batch, channels, height,
+        width)` with `channels_first`.
+
+    Output shape:
+        The same with `filters` channels and, when projecting, the size that
+        the stride leaves.
+
+    Raises:
+        ValueError: if strides are given to a layer that does not project, or
+            are not integers without a pooling class.
+
+    Reference:
+        [Identity Mappings in Deep Residual Networks](
+        https://arxiv.org/abs/1603.05027), He et al., 2016.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int] = 3,
+        strides: Stride = 1,
+        pooling_cls: PoolingClass = None,
+        project: bool = False,
+        channels_first: bool | None = None,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not project and any(s != 1 for s in _pair(strides)):
+            raise ValueError(
+                "`strides` must be 1 for a residual layer that does not "
+                f"project. Received: strides={strides}, project=False"
+            )
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.project = project
+        self.channels_first = _resolve_channels_first(channels_first)
+        self.weight_decay = weight_decay
+
+        parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
+        conv_strides = _conv_strides(strides, pooling_cls)
+        self.bn_in = parts.batch_norm("bn_in")
+        self.conv_in = parts.conv(filters, kernel_size, conv_strides, "conv_in")
+        self.pooling = None
+        self.conv_shortcut = None
+        if project:
+            self.pooling = parts.pooling(self.pooling_cls, strides)
+            self.conv_shortcut = parts.conv(
+                filters, 1, conv_strides, "conv_shortcut"
+            )
+        self.bn_out = parts.batch_norm("bn_out")
+        self.conv_out = parts.conv(filters, kernel_size, 1, "conv_out")
+
+    def build(self, input_shape: tuple) -> None:
+        """Builds the parts, in the order of the main branch."""
+        channel_axis = 1 if self.channels_first else -1
+        channels = input_shape[channel_axis]
+        if not self.project and channels != self.filters:
+            raise ValueError(
+                f"{self.name} does not project, so its input must have "
+                f"`filters` channels. Received: filters={self.filters}, "
+                f"input_shape={tuple(input_shape)}"
+            )
+        self.bn_in.build(input_shape)
+        self.conv_in.build(input_shape)
+        shape = self.conv_in.compute_output_shape(input_shape)
+        # The two orders give the same result when the pooling acts alike and
+        # linearly on every channel; then the one with less to do is taken.
+        self._pool_first = (
+            getattr(self.pooling, "commutes_with_pointwise", False)
+            and channels <= self.filters
+        )
+        if self.project:
+            self.conv_shortcut.build(input_shape)
+        if self.pooling is not None:
+            self.pooling.build(shape)
+            shape = self.pooling.compute_output_shape(shape)
+        self.bn_out.build(shape)
+        self.conv_out.build(shape)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the sum of main branch and shortcut."""
+        x = keras.ops.relu(self.bn_in(inputs, training=training))
+        x = self._pool(self.conv_in(x))
+        x = keras.ops.relu(self.bn_out(x, training=training))
+        return self.conv_out(x) + self._shortcut(inputs)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Returns the output shape, `None` where a learned stride decides."""
+        shape = self.conv_in.compute_output_shape(input_shape)
+        if self.pooling is not None:
+            shape = self.pooling.compute_output_shape(shape)
+        return self.conv_out.compute_output_shape(shape)
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "pooling_cls": _pooling_config(self.pooling_cls),
+            "project": self.project,
+            "channels_first": self.channels_first,
+            "weight_decay": self.weight_decay,
+        }
+
+    def _pool(self, x: Any) -> Any:
+        return x if self.pooling is None else self.pooling(x)
+
+    def _shortcut(self, x: Any) -> Any:
+        if not self.project:
+            return x
+        if self._pool_first:
+            return self.conv_shortcut(self._pool(x))
+        return self._pool(self.conv_shortcut(x))
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ResnetBlock(keras.layers.Layer):
+    """A chain of residual layers, of which the first may project and stride.
+
+    Args:
+        filters: number of output channels.
+        strides: stride of the first layer, a number or a pair.
+        num_layers: number of residual layers, >= 1.
+        project_first: whether the first layer projects. If not the block never
+            strides.
+        **residual_layer_args: arguments of every `ResidualLayer`
+            (`kernel_size`, `pooling_cls`, `channels_first`, `weight_decay`),
+            and those of every Keras layer, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: 4-D tensor.
+        training: whether batch statistics are used and updated.
+
+    Attributes:
+        layers: the residual layers, `num_layers` of them.
+
+    Raises:
+        ValueError: if `num_layers` is not positive, or an argument is refused
+            by `ResidualLayer`.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        strides: Stride = 1,
+        num_layers: int = 2,
+        project_first: bool = True,
+        **residual_layer_args: Any,
+    ):
+        layer_args = {
+            key: residual_layer_args.pop(key)
+            for key in (
+                "kernel_size",
+                "pooling_cls",
+                "channels_first",
+                "weight_decay",
+            )
+            if key in residual_layer_args
+        }
+        super().__init__(**residual_layer_args)
+        if num_layers < 1:
+            raise ValueError(
+                f"`num_layers` must be >= 1. Received: num_layers={num_layers}"
+            )
+        self.filters = filters
+        self.strides = strides
+        self.num_layers = num_layers
+        self.project_first = project_first
+        self.residual_layer_args = layer_args
+        layer_args = {**layer_args, "dtype": self.dtype_policy}
+        self.layers = [
+            ResidualLayer(
+                filters,
+                strides=strides,
+                project=project_first,
+                name="layer_1",
+                **layer_args,
+            )
+        ]
+        self.layers += [
+            ResidualLayer(filters, name=f"layer_{i}", **layer_args)
+            for i in range(2, num_layers + 1)
+        ]
+
+    def build(self, input_shape: tuple) -> None:
+        """Builds the residual layers in order."""
+        for layer in self.layers:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the output of the last residual layer."""
+        x = inputs
+        for layer in self.layers:
+            x = layer(x, training=training)
+        return x
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Returns the output shape, `None` where a learned stride decides."""
+        for layer in self.layers:
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        config = {
+            **super().get_config(),
+            "filters": self.filters,
+            "strides": self.strides,
+            "num_layers": self.num_layers,
+            "project_first": self.project_first,
+            **self.residual_layer_args,
+        }
+        if "pooling_cls" in config:
+            config["pooling_cls"] = _pooling_config(config["pooling_cls"])
+        return config
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Resnet(keras.Model):
+    """Pre-activation ResNet: stem, blocks, head.
+
+    Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
+    dense. Kernels are initialised with he_normal; convolutions have no bias.
+
+    Args:
+        filters: channels of the stem, then of each block.
+        strides: strides of the stem, then of each block; numbers or pairs
+            (height, width), or text such as `"1, 1, 2, 2, 2"`. Integers unless
+            `pooling_cls` takes others.
+        num_output_classes: number of outputs.
+        output_activation: activation of the dense layer, `None` for logits.
+        id_only: whether the first block consists of identity layers only, and
+            therefore never strides; or one boolean for each block.
+        channels_first: whether channels come first; `None` follows
+            `keras.config.image_data_format()`.
+        pooling_cls: `None` for strided convolutions, or a pooling layer class
+            that takes `strides` and `data_format`.
+        weight_decay: factor of the L2 penalty on kernels and dense bias.
+        num_layers: number of residual layers in each block.
+        **kwargs: arguments of every Keras model, such as `name`.
+
+    Call arguments:
+        inputs: 4-D tensor of images, of any number of channels.
+        training: whether batch statistics are used and updated.
+
+    Input shape:
+        `(batch, height, width, channels)`, or `(batch, channels, height,
+        width)` with `channels_first`.
+
+    Output shape:
+        `(batch, num_output_classes)`.
+
+    Raises:
+        ValueError: if lengths disagree, or strides are given where they would
+            be ignored or cannot be had.
+
+    Example:
+
+    >>> model = Resnet([8, 8, 16], [1, 1, 2], pooling_cls=DiffStride)
+    >>> tuple(model(np.zeros((2, 16, 16, 3), "float32")).shape)
+    (2, 10)
+
+    Reference:
+        - [Identity Mappings in Deep Residual Networks](
+        https://arxiv.org/abs/1603.05027), He et al., 2016.
+        - [Learning Strides in Convolutional Neural Networks](
+        https://arxiv.org/abs/2202.01653), Riad et al., ICLR 2022.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int],
+        strides: Sequence[Stride] | str,
+        num_output_classes: int = 10,
+        output_activation: str | Callable | None = None,
+        id_only: bool | Sequence[bool] = False,
+        channels_first: bool | None = None,
+        pooling_cls: PoolingClass = None,
+        weight_decay: float = 0.0,
+        num_layers: int = 2,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        strides = _parse_strides(strides)
+        num_blocks = len(filters) - 1
+        if num_blocks < 1 or len(strides) != len(filters):
+            raise ValueError(
+                "`filters` and `strides` must have one entry for the stem and "
+                "one for each block, at least 2. Received: "
+                f"filters={list(filters)}, strides={list(strides)}"
+            )
+        if isinstance(id_only, bool):
+            id_only = [id_only] + [False] * (num_blocks - 1)
+        if len(id_only) != num_blocks:
+            raise ValueError(
+                "`id_only` must be a boolean or one for each block "
+                f"({num_blocks}). Received: id_only={list(id_only)}"
+            )
+        for i, (stride, identity) in enumerate(
+            zip(strides[1:], id_only, strict=True), 1
+        ):
+            if identity and any(s != 1 for s in _pair(stride)):
+                raise ValueError(
+                    f"`strides[{i}]` must be 1: that block consists of identity"
+                    f" layers only (`id_only`). Received: strides={strides}"
+                )
+        self.filters = list(filters)
+        self.strides = strides
+        self.num_output_classes = num_output_classes
+        self.output_activation = output_activation
+        self.id_only = list(id_only)
+        self.channels_first = _resolve_channels_first(channels_first)
+        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.weight_decay = weight_decay
+        self.num_layers = num_layers
+
+        parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
+        self.stem = parts.conv(
+            filters[0], 3, _conv_strides(strides[0], pooling_cls), "stem"
+        )
+        self.stem_pooling = parts.pooling(self.pooling_cls, strides[0])
+        self.blocks = [
+            ResnetBlock(
+                filters[i],
+                strides[i],
+                num_layers,
+                project_first=not id_only[i - 1],
+                pooling_cls=self.pooling_cls,
+                channels_first=self.channels_first,
+                weight_decay=weight_decay,
+                dtype=self.dtype_policy,
+                name=f"block_{i}",
+            )
+            for i in range(1, num_blocks + 1)
+        ]
+        self.bn_head = parts.batch_norm("bn_head")
+        self.average = keras.layers.GlobalAveragePooling2D(
+            data_format=parts.data_format,
+            dtype=self.dtype_policy,
+            name="average",
+        )
+        self.dense = keras.layers.Dense(
+            num_output_classes,
+            activation=output_activation,
+            kernel_initializer="he_normal",
+            kernel_regularizer=parts.penalty(),
+            bias_regularizer=parts.penalty(),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+
+    def build(self, input_shape: tuple) -> None:
+        """Builds the parts from the input to the output."""
+        shape = self.stem.compute_output_shape(input_shape)
+        self.stem.build(input_shape)
+        if self.stem_pooling is not None:
+            self.stem_pooling.build(shape)
+            shape = self.stem_pooling.compute_output_shape(shape)
+        for block in self.blocks:
+            block.build(shape)
+            shape = block.compute_output_shape(shape)
+        self.bn_head.build(shape)
+        self.dense.build((shape[0], self.filters[-1]))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns logits, or what `output_activation` makes of them."""
+        x = self.stem(inputs)
+        if self.stem_pooling is not None:
+            x = self.stem_pooling(x)
+        for block in self.blocks:
+            x = block(x, training=training)
+        x = keras.ops.relu(self.bn_head(x, training=training))
+        return self.dense(self.average(x))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Returns `(batch, num_output_classes)`."""
+        return (input_shape[0], self.num_output_classes)
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        activation = self.output_activation
+        if callable(activation):
+            activation = keras.activations.serialize(activation)
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "strides": self.strides,
+            "num_output_classes": self.num_output_classes,
+            "output_activation": activation,
+            "id_only": self.id_only,
+            "channels_first": self.channels_first,
+            "pooling_cls": _pooling_config(self.pooling_cls),
+            "weight_decay": self.weight_decay,
+            "num_layers": self.num_layers,
+        }
+
+
+def resnet18(
+    strides: Sequence[Stride] | str | None = None, **kwargs: Any
+) -> Resnet:
+    """Pre-Act ResNet-18 for small images: two layers in each of four blocks.
+
+    Args:
+        strides: strides of the stem and the four blocks; default 1, 1, 2, 2, 2.
+            The first block consists of identity layers and never strides.
+        **kwargs: further arguments of `Resnet`.
+
+    Returns:
+        A `Resnet`, to be built by calling it or `fit`.
+    """
+    defaults = {
+        "filters": [64, 64, 128, 256, 512],
+        "id_only": True,
+        "num_layers": 2,
+    }
+    strides = [1, 1, 2, 2, 2] if strides is None else strides
+    return Resnet(strides=strides, **{**defaults, **kwargs})
+
+
+def resnet56(
+    strides: Sequence[Stride] | str | None = None, **kwargs: Any
+) -> Resnet:
+    """Pre-Act ResNet-56 for small images: nine layers in each of three blocks.
+
+    Args:
+        strides: strides of the stem and the three blocks; default 1, 1, 2, 2.
+        **kwargs: further arguments of `Resnet`.
+
+    Returns:
+        A `Resnet`, to be built by calling it or `fit`.
+    """
+    defaults = {"filters": [16, 16, 32, 64], "num_layers": 9}
+    strides = [1, 1, 2, 2] if strides is None else strides
+    return Resnet(strides=strides, **{**defaults, **kwargs})
+
+
+class _Parts:
+    """Makes the parts that all layers have in common."""
+
+    def __init__(self, channels_first: bool, weight_decay: float, dtype: Any):
+        self.data_format = (
+            "channels_first" if channels_first else "channels_last"
+        )
+        self.channel_axis = 1 if channels_first else -1
+        self.weight_decay = weight_decay
+        self.dtype = dtype
+
+    def penalty(self) -> keras.regularizers.Regularizer | None:
+        decay = self.weight_decay
+        return keras.regularizers.L2(decay) if decay else None
+
+    def conv(
+        self, filters: int, kernel_size: Any, strides: Any, name: str
+    ) -> keras.layers.Layer:
+        return keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            data_format=self.data_format,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self.penalty(),
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def batch_norm(self, name: str) -> keras.layers.Layer:
+        return keras.layers.BatchNormalization(
+            axis=self.channel_axis,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def pooling(
+        self, factory: Callable | None, strides: Stride
+    ) -> keras.layers.Layer | None:
+        if factory is None:
+            return None
+        return factory(
+            strides=_pair(strides),
+            data_format=self.data_format,
+            dtype=self.dtype,
+            name="pooling",
+        )
+
+
+def _pair(strides: Stride) -> tuple:
+    pair = strides if isinstance(strides, (list, tuple)) else (strides,) * 2
+    return tuple(pair)
+
+
+def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+    if pooling_cls is not None:
+        return (1, 1)
+    pair = _pair(strides)
+    if not all(isinstance(s, (int, float)) and s == int(s) for s in pair):
+        raise ValueError(
+            "`strides` must be integers where convolutions do the striding "
+            f"(`pooling_cls=None`). Received: strides={strides}"
+        )
+    return tuple(int(s) for s in pair)
+
+
+def _parse_strides(strides: Sequence[Stride] | str) -> list:
+    if not isinstance(strides, str):
+        return list(strides)
+    try:
+        numbers = [float(s) for s in strides.split(",")]
+    except ValueError:
+        raise ValueError(
+            "`strides` must be numbers separated by commas, such as "
+            f"'1, 1, 2, 2, 2'. Received: strides={strides!r}"
+        ) from None
+    return [int(s) if s == int(s) else s for s in numbers]
+
+
+def _resolve_channels_first(channels_first: bool | None) -> bool:
+    if channels_first is None:
+        return keras.config.image_data_format() == "channels_first"
+    return channels_first
+
+
+def _pooling_factory(pooling_cls: PoolingClass) -> Callable | None:
+    """The callable that makes pooling layers; also from its saved form."""
+    if pooling_cls is None or callable(pooling_cls):
+        return pooling_cls
+    layer = keras.saving.deserialize_keras_object(pooling_cls)
+    return functools.partial(type(layer), **_free_arguments(layer))
+
+
+def _pooling_config(factory: Callable | None) -> dict | None:
+    """Saved form: a layer, whose free arguments hold for all of them.
+
+    A class alone would not do, as the factory may bind arguments (a partial, or
+    a class configured elsewhere) that the saved model must keep.
+    """
+    if factory is None:
+        return None
+    return keras.saving.serialize_keras_object(factory(strides=(1, 1)))
+
+
+def _free_arguments(layer: keras.layers.Layer) -> dict:
+    """Arguments that the network does not decide."""
+    decided = ("strides", "data_format", "name", "dtype")
+    config = layer.get_config()
+    return {key: value for key, value in config.items() if key not in decided}
