@@ -448,13 +448,16 @@ class Resnet(keras.Model):
 
 
 def resnet18(
-    strides: Sequence[Stride] | str | None = None, **kwargs: Any
+    strides: Sequence[Stride] | str | None = None,
+    resnet_cls: Callable[..., Resnet] = Resnet,
+    **kwargs: Any,
 ) -> Resnet:
     """Pre-Act ResNet-18 for small images: two layers in each of four blocks.
 
     Args:
         strides: strides of the stem and the four blocks; default 1, 1, 2, 2, 2.
             The first block consists of identity layers and never strides.
+        resnet_cls: what builds the network.
         **kwargs: further arguments of `Resnet`.
 
     Returns:
@@ -466,16 +469,19 @@ def resnet18(
         "num_layers": 2,
     }
     strides = [1, 1, 2, 2, 2] if strides is None else strides
-    return Resnet(strides=strides, **{**defaults, **kwargs})
+    return resnet_cls(strides=strides, **{**defaults, **kwargs})
 
 
 def resnet56(
-    strides: Sequence[Stride] | str | None = None, **kwargs: Any
+    strides: Sequence[Stride] | str | None = None,
+    resnet_cls: Callable[..., Resnet] = Resnet,
+    **kwargs: Any,
 ) -> Resnet:
     """Pre-Act ResNet-56 for small images: nine layers in each of three blocks.
 
     Args:
         strides: strides of the stem and the three blocks; default 1, 1, 2, 2.
+        resnet_cls: what builds the network.
         **kwargs: further arguments of `Resnet`.
 
     Returns:
@@ -483,7 +489,7 @@ def resnet56(
     """
     defaults = {"filters": [16, 16, 32, 64], "num_layers": 9}
     strides = [1, 1, 2, 2] if strides is None else strides
-    return Resnet(strides=strides, **{**defaults, **kwargs})
+    return resnet_cls(strides=strides, **{**defaults, **kwargs})
 
 
 class _Parts:

@@ -1,0 +1,229 @@
+"""What is watched, and kept, during training."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from diffstride.errors import NonFiniteLossError
+from diffstride.inspection import PoolingState, cost_of, pooling_states
+
+
+class StopOnNonFiniteLoss(keras.callbacks.Callback):
+    """Raises at the first step whose loss is not finite, and names it.
+
+    Raises:
+        NonFiniteLossError: at the end of that step.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Remembers the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Looks at the loss."""
+        loss = (logs or {}).get("loss", 0.0)
+        if np.isfinite(loss):
+            return
+        # Batches counted by the optimizer, which goes on after a restart.
+        step = int(self.model.optimizer.iterations)
+        raise NonFiniteLossError(
+            f"Loss is {loss} at step {step} (epoch {self._epoch + 1}, batch "
+            f"{batch + 1}). Training stopped; the last epoch that ended well is"
+            " kept. Try a lower learning rate."
+        )
+
+
+class Backup(keras.callbacks.Callback):
+    """Keeps all that is needed to go on after the last complete epoch.
+
+    One file holds model and optimizer, and is put in place in one step; the
+    epoch follows from the optimizer's step count. Being killed at any moment
+    thus leaves this epoch's file or the one before. (Keras's BackupAndRestore
+    overwrites weights and epoch one after the other, in place.)
+
+    Args:
+        directory: where to keep it.
+        steps_per_epoch: number of training steps in an epoch.
+    """
+
+    def __init__(self, directory: str | os.PathLike, steps_per_epoch: int):
+        super().__init__()
+        self.path = pathlib.Path(directory) / "latest.weights.h5"
+        self.steps_per_epoch = steps_per_epoch
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads model and optimizer, if there is anything to load.
+
+        Args:
+            model: built and compiled.
+
+        Returns:
+            Number of epochs done.
+        """
+        if not self.path.exists():
+            return 0
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(self.path)
+        return int(model.optimizer.iterations) // self.steps_per_epoch
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Saves."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path, self.model.save_weights)
+
+
+class EpochRecorder(keras.callbacks.Callback):
+    """Completes the metrics of an epoch and appends them to a JSON-lines file.
+
+    To what Keras reports it adds the epoch's duration, its training steps per
+    second, the learning rate, the stride cost J, and for each pooling layer its
+    strides and output size.
+
+    Args:
+        path: the file; rows of epochs that are about to be repeated are taken
+            out when training begins.
+        image_shape: shape of an image, without batch dimension.
+        steps_per_epoch: number of training steps in an epoch.
+        first_epoch: number of epochs done before.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_shape: tuple[int, int, int],
+        steps_per_epoch: int,
+        first_epoch: int = 0,
+    ):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.image_shape = image_shape
+        self.steps_per_epoch = steps_per_epoch
+        self.rows = [
+            row for row in read_rows(self.path) if row["epoch"] <= first_epoch
+        ]
+        self.scalars: dict[str, float] = {}
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Rewrites the file without the rows that will be repeated."""
+
+        def write(path: pathlib.Path) -> None:
+            path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+
+        replace_file(self.path, write)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+        self._train_seconds = 0.0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Keeps the time of the last training step, before validation."""
+        self._train_seconds = time.perf_counter() - self._start
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Appends a row."""
+        states = pooling_states(self.model, self.image_shape)
+        self.scalars = {
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "steps_per_second": self.steps_per_epoch / self._train_seconds,
+            **pooling_scalars(states),
+        }
+        row = {
+            "epoch": epoch + 1,
+            "step": int(self.model.optimizer.iterations),
+            "seconds": time.perf_counter() - self._start,
+            **(logs or {}),
+            **self.scalars,
+        }
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras's callback, with the scalars of an `EpochRecorder` and a text.
+
+    Args:
+        log_dir: directory of the event files.
+        recorder: the recorder, which must come earlier among the callbacks.
+        config_text: the settings of the run, shown under Text.
+    """
+
+    def __init__(
+        self, log_dir: str, recorder: EpochRecorder, config_text: str = ""
+    ):
+        super().__init__(log_dir=log_dir, write_graph=False)
+        self._recorder = recorder
+        self._config_text = config_text
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Writes the text."""
+        super().on_train_begin(logs)
+        if self._config_text:
+            indented = self._config_text.replace("\n", "\n    ")
+            with self._train_writer.as_default():
+                tf.summary.text("config", f"    {indented}", step=0)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Writes the scalars, and sends them off."""
+        super().on_epoch_end(epoch, {**(logs or {}), **self._recorder.scalars})
+        for writer in self._writers.values():
+            writer.flush()
+
+
+def pooling_scalars(states: list[PoolingState]) -> dict[str, float]:
+    """Names and values to log for the pooling layers of a model.
+
+    Args:
+        states: what `pooling_states` gives.
+
+    Returns:
+        For each layer its strides and output size, and `stride_cost`.
+    """
+    scalars: dict[str, float] = {}
+    for state in states:
+        for axis, stride, size in zip(
+            ("height", "width"), state.strides, state.output_size, strict=True
+        ):
+            scalars[f"stride/{state.name}/{axis}"] = stride
+            scalars[f"output_size/{state.name}/{axis}"] = size
+    if any(state.learned for state in states):
+        scalars["stride_cost"] = cost_of(states)
+    return scalars
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a JSON-lines file, without a last line that was cut short.
+
+    Args:
+        path: the file; it need not exist.
+
+    Returns:
+        One dictionary for each complete line.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def replace_file(
+    path: pathlib.Path, write: Callable[[pathlib.Path], Any]
+) -> None:
+    """Writes a file beside its place, then puts it there in one step.
+
+    Args:
+        path: the file to replace.
+        write: writes a file at the path it is given, of the same suffixes.
+    """
+    beside = path.with_name(f"unfinished.{path.name}")
+    write(beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)

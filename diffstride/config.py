@@ -1,0 +1,252 @@
+"""Gin, attached in one place: what can be configured, and how errors read.
+
+The library knows nothing of gin. Here its functions and classes are registered
+under the names that the authors' release used, config files are found and
+parsed, and every binding is checked before anything runs.
+"""
+
+import importlib.resources
+import inspect
+import os
+import pathlib
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gin
+import keras
+import typeguard
+
+from diffstride import data, pooling, resnet, train
+from diffstride.errors import ConfigError
+
+_OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Nadam")
+_SCHEDULES = ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay")
+_BINDINGS = "--gin_bindings"
+
+# Parameters behind the `**kwargs` of what is registered.
+_LAYER_KWARGS = {"name", "dtype"}
+_OPTIMIZER_KWARGS = {
+    name
+    for name in inspect.signature(keras.Optimizer).parameters
+    if name != "kwargs"
+}
+
+
+def _register(target: Any, module: str) -> Any:
+    return gin.external_configurable(target, module=module)
+
+
+load_datasets = _register(data.load_datasets, "data")
+_register(data.pad_crop_flip, "data")
+for _cls in (
+    pooling.DiffStride,
+    pooling.FixedSpectralPooling,
+    pooling.SpatialPooling,
+):
+    _register(_cls, "pooling")
+_Resnet = _register(resnet.Resnet, "resnet")
+for _name in _OPTIMIZERS:
+    _register(getattr(keras.optimizers, _name), "keras.optimizers")
+for _name in _SCHEDULES:
+    _register(
+        getattr(keras.optimizers.schedules, _name), "keras.optimizers.schedules"
+    )
+
+
+def _named_resnet(function: Callable) -> Callable:
+    """`resnet18` or `resnet56` that builds gin's `Resnet`.
+
+    So that bindings of `resnet.Resnet` reach them, as users expect.
+    """
+
+    def build(
+        strides: Sequence[resnet.Stride] | str | None = None, **kwargs: Any
+    ) -> resnet.Resnet:
+        return function(strides, resnet_cls=_Resnet, **kwargs)
+
+    build.__name__ = build.__qualname__ = function.__name__
+    return build
+
+
+_named = {
+    function.__name__: _register(_named_resnet(function), "resnet")
+    for function in (resnet.resnet18, resnet.resnet56)
+}
+run_training = _register(train.train, "train")
+
+
+def load(files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Parses config files, then bindings, and checks all of them.
+
+    Args:
+        files: names or paths; a name that is no path is looked up among the
+            configs that come with this package.
+        bindings: single bindings, which override the files.
+
+    Raises:
+        ConfigError: naming file, line and parameter.
+    """
+    gin.add_config_file_search_path(str(configs_dir()))
+    for file in files:
+        _find(file)
+    try:
+        gin.parse_config_files_and_bindings(list(files), list(bindings))
+    except OSError as error:  # An include that is not there.
+        raise ConfigError(f"{error} {_available()}") from error
+    except Exception as error:
+        message = str(error).replace("bindings string", _BINDINGS)
+        raise ConfigError(message) from error
+    for statement, where in _statements(files, bindings):
+        _check(statement, where)
+
+
+def bind_default(parameter: str, value: Any) -> None:
+    """Sets a parameter that the config may set otherwise.
+
+    Args:
+        parameter: module, function and name, such as `"train.train.seed"`.
+        value: the value.
+    """
+    gin.bind_parameter(parameter, value)
+
+
+def operative() -> str:
+    """Returns the settings in force, as a config file."""
+    return gin.operative_config_str()
+
+
+def configs_dir() -> pathlib.Path:
+    """Returns the folder of the configs: the checkout's, or the installed."""
+    checkout = pathlib.Path(__file__).resolve().parent.parent / "configs"
+    if (checkout / "base.gin").exists():
+        return checkout
+    return pathlib.Path(str(importlib.resources.files("diffstride.configs")))
+
+
+def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
+    """Tells where the parameter that an error is about was set.
+
+    Args:
+        message: an error's text, with the parameter in backquotes.
+        files: the config files that were loaded.
+        bindings: the bindings that were loaded.
+
+    Returns:
+        A sentence, or nothing if the parameter was not set.
+    """
+    found = [
+        f"`{statement.selector}.{statement.arg_name}` is set in {where}"
+        for statement, where in _statements(files, bindings)
+        if f"`{statement.arg_name}`" in message
+    ]
+    return found[-1] if found else ""
+
+
+def _available() -> str:
+    names = sorted(p.name for p in configs_dir().glob("*.gin"))
+    return f"Configs that come with DiffStride: {', '.join(names)}"
+
+
+def _find(file: str) -> pathlib.Path:
+    for folder in ("", configs_dir()):
+        path = pathlib.Path(folder) / os.path.expanduser(file)
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"Config file '{file}' not found, neither as a path nor in "
+        f"{configs_dir()}. {_available()}"
+    )
+
+
+def _statements(
+    files: Sequence[str], bindings: Sequence[str]
+) -> Iterator[tuple[Any, str]]:
+    """All bindings, includes followed, each with where it stands."""
+
+    def parse(text: Any, source: str) -> Iterator[tuple[Any, str]]:
+        delegate = gin.config.ParserDelegate()
+        for statement in gin.config_parser.ConfigParser(text, delegate):
+            if isinstance(statement, gin.config_parser.IncludeStatement):
+                yield from parse_file(statement.filename)
+            elif isinstance(statement, gin.config_parser.BindingStatement):
+                line = statement.location.line_num
+                yield statement, f"{source}, line {line}"
+
+    def parse_file(file: str) -> Iterator[tuple[Any, str]]:
+        path = _find(file)
+        with path.open() as text:
+            yield from parse(text, str(path))
+
+    for file in files:
+        yield from parse_file(file)
+    yield from parse("\n".join(bindings), _BINDINGS)
+
+
+def _check(statement: Any, where: str) -> None:
+    """Checks name and type of a bound parameter, as gin does not."""
+    selector, name, value = (
+        statement.selector,
+        statement.arg_name,
+        statement.value,
+    )
+    if not name:  # A macro; it is checked where it is used.
+        return
+    target = gin.config.get_configurable(selector)
+    parameters = _parameters(selector, target)
+    if name not in parameters:
+        raise ConfigError(
+            f"{where}: `{selector}` has no parameter `{name}`. It has: "
+            f"{', '.join(sorted(parameters))}"
+        )
+    if isinstance(value, gin.config.ConfigurableReference):
+        macro = value.selector == "gin.macro" or value.evaluate
+        if not macro:
+            value = value.scoped_configurable_fn
+        elif value.selector.endswith("macro"):
+            value = gin.query_parameter(f"%{'/'.join(value.scopes)}")
+        else:
+            return  # The result of a call, known when it is made.
+    hint = parameters[name]
+    if hint is None:
+        return
+    try:
+        typeguard.check_type(value, hint)
+    except typeguard.TypeCheckError:
+        raise ConfigError(
+            f"{where}: `{selector}.{name}` must be {_describe(hint)}. "
+            f"Received: {value!r}"
+        ) from None
+
+
+def _parameters(selector: str, target: Any) -> dict[str, Any]:
+    """Names of the parameters, with a type hint where one is known."""
+    target = inspect.unwrap(target)
+    function = target.__init__ if inspect.isclass(target) else target
+    function = inspect.unwrap(function)
+    hints = typing.get_type_hints(function)
+    result = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            result |= dict.fromkeys(_hidden_parameters(selector, target))
+        elif name != "self":
+            default = parameter.default
+            numeric = type(default) in (int, float)
+            result[name] = hints.get(name, float if numeric else None)
+    return result
+
+
+def _hidden_parameters(selector: str, target: Any) -> set[str]:
+    if selector.rpartition(".")[2] in _named:
+        return set(inspect.signature(resnet.Resnet).parameters) - {"kwargs"}
+    if inspect.isclass(target) and issubclass(target, keras.Optimizer):
+        return _OPTIMIZER_KWARGS
+    if inspect.isclass(target) and issubclass(target, keras.layers.Layer):
+        return _LAYER_KWARGS
+    return set()
+
+
+def _describe(hint: Any) -> str:
+    if inspect.isclass(hint) and not typing.get_args(hint):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")

@@ -1,0 +1,179 @@
+"""Builds a TFDS data set from files that are already on disk.
+
+    python -m diffstride.datasets.prepare --name=fashion_mnist \
+        --files=/usr/share/datasets/fashion-mnist --data_dir=DIR
+
+Fashion-MNIST is built from its four IDX files, compressed in any way or not at
+all: what is checked is their content. Any other data set is built from the
+archives that TFDS would download, which are checked by TFDS.
+"""
+
+import gzip
+import hashlib
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import app, flags
+
+from diffstride.errors import DataError, UserError, run_reporting_errors
+
+_NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
+_FILES = flags.DEFINE_string("files", None, "Folder that holds the files.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where to build; default is TFDS's own choice."
+)
+
+# SHA-256 of the uncompressed files. Packages recompress them, so the checksums
+# that TFDS has of the .gz files do not apply.
+_FASHION_MNIST = {
+    "train-images-idx3-ubyte": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "t10k-images-idx3-ubyte": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+}
+
+
+def prepare(
+    name: str, files: str, data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+    """Builds a data set, unless it is there already.
+
+    Args:
+        name: TFDS name.
+        files: folder that holds the files.
+        data_dir: where to build; `None` is TFDS's own choice.
+
+    Returns:
+        The builder of the data set, ready to be read.
+
+    Raises:
+        DataError: if a file is missing or its content is not the expected one.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except ValueError as error:
+        raise DataError(
+            f"`name` must be a data set of TFDS. Received: name={name!r}"
+        ) from error
+    if builder.data_path.exists():
+        return builder
+    folder = pathlib.Path(files)
+    if name == "fashion_mnist":
+        return _prepare_fashion_mnist(builder, folder, data_dir)
+    wanted = [info.filename for info in (builder.url_infos or {}).values()]
+    missing = [file for file in wanted if not (folder / file).exists()]
+    if missing or not wanted:
+        raise DataError(
+            f"`files` must be a folder with the archives of '{name}': "
+            f"{', '.join(wanted) or 'none are known'}. "
+            f"Missing in {folder}: {', '.join(missing)}"
+        )
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=folder)
+        )
+    except tfds.download.NonMatchingChecksumError as error:
+        raise DataError(
+            f"An archive in {folder} is not the published one: {error}"
+        ) from error
+    return builder
+
+
+def read_idx(content: bytes, name: str = "file") -> np.ndarray:
+    """Decodes the IDX format of MNIST, for bytes.
+
+    Args:
+        content: the uncompressed file.
+        name: what to call it in an error.
+
+    Returns:
+        Array of uint8.
+
+    Raises:
+        DataError: if header and length disagree.
+    """
+    rank = content[3] if content[:3] == b"\0\0\x08" else 0
+    shape = tuple(np.frombuffer(content, ">u4", rank, 4)) if rank else ()
+    start = 4 + 4 * rank
+    if not rank or len(content) - start != np.prod(shape, dtype="int64"):
+        raise DataError(f"{name} is not an IDX file of bytes, or is cut short")
+    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
+
+
+def _prepare_fashion_mnist(
+    builder: tfds.core.DatasetBuilder,
+    folder: pathlib.Path,
+    data_dir: str | None,
+) -> tfds.core.DatasetBuilder:
+    arrays = {name: _read_checked(folder, name) for name in _FASHION_MNIST}
+
+    def examples(prefix: str) -> Iterator[tuple[int, dict]]:
+        images = arrays[f"{prefix}-images-idx3-ubyte"][..., np.newaxis]
+        labels = arrays[f"{prefix}-labels-idx1-ubyte"]
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield i, {"image": image, "label": int(label)}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=builder.name,
+        version=builder.version,
+        features=builder.info.features,
+        split_datasets={"train": examples("train"), "test": examples("t10k")},
+        data_dir=data_dir,
+        description=builder.info.description,
+        homepage=builder.info.homepage,
+        citation=builder.info.citation,
+    )
+    return tfds.builder(builder.name, data_dir=data_dir)
+
+
+def _read_checked(folder: pathlib.Path, name: str) -> np.ndarray:
+    for path, read in (
+        (folder / f"{name}.gz", gzip.open),
+        (folder / name, open),
+    ):
+        if path.exists():
+            try:
+                with read(path, "rb") as file:
+                    content = file.read()
+            except (OSError, EOFError) as error:
+                raise DataError(f"Cannot read {path}: {error}") from error
+            break
+    else:
+        raise DataError(
+            "`files` must be a folder with the four IDX files of Fashion-MNIST,"
+            f" as .gz or plain. Missing: {folder / name}"
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != _FASHION_MNIST[name]:
+        raise DataError(
+            f"{path} does not hold Fashion-MNIST: the SHA-256 of its content is"
+            f" {digest}, expected {_FASHION_MNIST[name]}"
+        )
+    return read_idx(content, str(path))
+
+
+def main(argv: list[str]) -> int:
+    """Builds what the flags ask for, and says where."""
+    if len(argv) > 1:
+        raise UserError(f"Unexpected argument: {argv[1]}")
+    if not _NAME.value or not _FILES.value:
+        raise UserError("Both --name and --files are required.")
+    builder = prepare(_NAME.value, _FILES.value, _DATA_DIR.value)
+    for split, info in builder.info.splits.items():
+        print(f"{builder.name} {split}: {info.num_examples} examples")
+    print(f"in {builder.data_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(run_reporting_errors(main))

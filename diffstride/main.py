@@ -1,0 +1,74 @@
+r"""Trains a network as a gin config says.
+
+    python -m diffstride.main --gin_config=cifar10.gin \
+        --gin_bindings="resnet.Resnet.pooling_cls = @pooling.DiffStride"
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging  # noqa: E402
+
+from diffstride import config  # noqa: E402
+from diffstride.errors import (  # noqa: E402
+    UserError,
+    run_reporting_errors,
+)
+
+_CONFIG = flags.DEFINE_multi_string(
+    "gin_config",
+    [],
+    "Config file: a path, or the name of one that comes with DiffStride. May be"
+    " given several times.",
+)
+_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings",
+    [],
+    "A setting that overrides the config, such as 'train.num_epochs = 3'. May "
+    "be given several times.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where the run is kept. Default: what the config says, or else exp/ and the"
+    " name of the config.",
+)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the run.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS data lies. Default: TFDS's own choice."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Loads the config and trains."""
+    if len(argv) > 1:
+        raise UserError(
+            f"Unexpected argument: {argv[1]}. Flags look like "
+            "--gin_config=cifar10.gin"
+        )
+    if not _CONFIG.value:
+        raise UserError("--gin_config is required, such as cifar10.gin")
+    default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
+    config.bind_default("train.train.workdir", default_workdir)
+    bindings = list(_BINDINGS.value)
+    for name, flag in (
+        ("train.workdir", _WORKDIR),
+        ("train.seed", _SEED),
+        ("data.load_datasets.data_dir", _DATA_DIR),
+    ):
+        if flag.value is not None:
+            bindings.append(f"{name} = {flag.value!r}")
+    config.load(_CONFIG.value, bindings)
+    logging.set_stderrthreshold("info")
+    try:
+        config.run_training(config_fn=config.operative)
+    except UserError as error:
+        place = config.locate(str(error), _CONFIG.value, bindings)
+        raise UserError(f"{error} {place}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(run_reporting_errors(main))

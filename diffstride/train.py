@@ -1,0 +1,223 @@
+"""Training: data, model, optimizer, callbacks, fit, summary."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from diffstride import callbacks, data, resnet
+from diffstride.errors import ConfigError, as_config_errors
+from diffstride.inspection import (
+    PoolingState,
+    pooling_states,
+    stride_variables,
+)
+
+
+def train(
+    load_data_fn: Callable[..., data.Datasets] = data.load_datasets,
+    model_cls: Callable[..., keras.Model] = resnet.resnet18,
+    optimizer_cls: Callable[[], keras.Optimizer] = keras.optimizers.SGD,
+    num_epochs: int = 1,
+    workdir: str = "exp/diffstride",
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+    devices: Sequence[str] | None = None,
+    deterministic: bool = True,
+    config_fn: Callable[[], str] | None = None,
+) -> dict[str, Any]:
+    """Trains a classifier, or goes on with a run that was interrupted.
+
+    The workdir receives `config.gin`, `metrics.jsonl`, TensorBoard event files
+    in `tensorboard`, `model.keras`, `summary.json` and a backup of the last
+    complete epoch. A run that was stopped, however it was, and is started again
+    with the same arguments ends with the same weights as one that was not.
+
+    Args:
+        load_data_fn: called with `seed`, returns `data.Datasets`.
+        model_cls: called with `num_output_classes`, returns a model that takes
+            images and gives logits.
+        optimizer_cls: called without arguments, returns an optimizer. Strides
+            are kept out of its weight decay.
+        num_epochs: number of epochs to have trained in the end.
+        workdir: where the run is kept.
+        seed: seed of initial weights, data order and augmentation.
+        label_smoothing: share of the label that is spread over all classes.
+        devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
+            by default all GPUs, or else the CPU.
+        deterministic: whether TensorFlow is held to deterministic operations,
+            without which a resumed run may differ in the last digits.
+        config_fn: called once model and optimizer are there, returns the
+            settings in force as text.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: if data, settings or workdir do not allow the run.
+        NonFiniteLossError: if the loss ceases to be finite.
+    """
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    gpus = tf.config.list_physical_devices("GPU")
+    keras.config.set_image_data_format(
+        "channels_first" if gpus else "channels_last"
+    )
+    with as_config_errors():
+        datasets = load_data_fn(seed=seed)
+        with _strategy(devices).scope():
+            model = model_cls(num_output_classes=datasets.num_classes)
+            _check_data_format(model)
+            model.build((None, *datasets.image_shape))
+            optimizer = optimizer_cls()
+            optimizer.exclude_from_weight_decay(
+                var_list=stride_variables(model)
+            )
+            model.compile(
+                optimizer,
+                loss=keras.losses.CategoricalCrossentropy(
+                    from_logits=True, label_smoothing=label_smoothing
+                ),
+                metrics=["accuracy"],
+            )
+            optimizer.build(model.trainable_variables)
+    logging.info("%s: %d parameters", model.name, model.count_params())
+
+    root = pathlib.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    config_text = config_fn() if config_fn else ""
+    backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
+    _write_config(root / "config.gin", config_text, resuming=backup.path)
+    first_epoch = backup.restore(model)
+    if first_epoch:
+        logging.info("Going on after epoch %d in %s", first_epoch, root)
+
+    recorder = callbacks.EpochRecorder(
+        root / "metrics.jsonl",
+        datasets.image_shape,
+        datasets.steps_per_epoch,
+        first_epoch,
+    )
+    if first_epoch < num_epochs:
+        model.fit(
+            datasets.epochs(first_epoch, num_epochs),
+            validation_data=datasets.test,
+            initial_epoch=first_epoch,
+            epochs=num_epochs,
+            steps_per_epoch=datasets.steps_per_epoch,
+            callbacks=[
+                callbacks.StopOnNonFiniteLoss(),
+                recorder,
+                callbacks.TensorBoard(
+                    str(root / "tensorboard"), recorder, config_text
+                ),
+                backup,
+            ],
+        )
+    callbacks.replace_file(root / "model.keras", model.save)
+
+    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
+    states = pooling_states(model, datasets.image_shape)
+    summary = {
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "seconds": sum(row["seconds"] for row in recorder.rows),
+        "epochs": max(first_epoch, num_epochs),
+        "parameters": model.count_params(),
+        "seed": seed,
+        "pooling": [state._asdict() for state in states],
+    }
+    (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(format_summary(summary, states))
+    return summary
+
+
+def format_summary(
+    summary: dict[str, Any], states: Sequence[PoolingState]
+) -> str:
+    """Lays out the result of a run for the terminal.
+
+    Args:
+        summary: what `train` returns.
+        states: the pooling layers of the trained model.
+
+    Returns:
+        Several lines of text.
+    """
+    lines = [
+        "",
+        f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
+        f"training time  {summary['seconds']:.0f} s, "
+        f"{summary['epochs']} epochs",
+        f"parameters     {summary['parameters']:,}",
+    ]
+    if not states:
+        return "\n".join(lines)
+    rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
+    for state in states:
+        rows.append(
+            (
+                state.name,
+                " x ".join(f"{s:.2f}" for s in state.initial),
+                " x ".join(f"{s:.2f}" for s in state.strides),
+                " x ".join(map(str, state.input_size)),
+                " x ".join(map(str, state.output_size)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [c.ljust(w) for c, w in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(4, "")
+    return "\n".join(lines)
+
+
+def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
+    if devices is None:
+        devices = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy(list(devices))
+    return tf.distribute.get_strategy()
+
+
+def _check_data_format(model: keras.Model) -> None:
+    channels_first = keras.config.image_data_format() == "channels_first"
+    if getattr(model, "channels_first", channels_first) != channels_first:
+        raise ConfigError(
+            "`channels_first` must be left out or be "
+            f"{channels_first} on this machine (channels come first on a GPU). "
+            f"Received: channels_first={model.channels_first}"
+        )
+
+
+def _write_config(
+    path: pathlib.Path, text: str, resuming: pathlib.Path
+) -> None:
+    """Writes the settings, or refuses to go on with a run that had others."""
+    if resuming.exists() and path.exists():
+        old, new = _settings(path.read_text()), _settings(text)
+        if differing := sorted(old ^ new):
+            raise ConfigError(
+                f"`workdir` {path.parent} holds a run with other settings; "
+                "choose another --workdir, or remove it to start afresh. "
+                f"Differing: {'; '.join(differing)}"
+            )
+    callbacks.replace_file(path, lambda beside: beside.write_text(text))
+
+
+def _settings(text: str) -> set[str]:
+    """The settings that have to stay the same when a run is taken up again."""
+    text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
+    statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
+    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+    return {
+        " ".join(statement.split())
+        for statement in statements
+        if statement.strip() and not re.match(free, statement)
+    }
