@@ -1,7 +1,9 @@
 """Training: data, model, optimizer, callbacks, fit, summary."""
 
 import json
+import os
 import pathlib
+import platform
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -131,6 +133,7 @@ def train(
         "epochs": max(first_epoch, num_epochs),
         "parameters": model.count_params(),
         "seed": seed,
+        "environment": _environment(),
         "pooling": [state._asdict() for state in states],
     }
     (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -176,6 +179,20 @@ def format_summary(
         lines.append("  ".join(cells).rstrip())
     lines.insert(4, "")
     return "\n".join(lines)
+
+
+def _environment() -> dict[str, Any]:
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+        for gpu in gpus
+    ]
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "devices": names or [f"{os.cpu_count()} CPU cores"],
+    }
 
 
 def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
