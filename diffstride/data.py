@@ -52,7 +52,9 @@ class Datasets:
     image_shape: tuple[int, int, int]
     steps_per_epoch: int
 
-    def epochs(self, first: int = 0, last: int | None = None) -> tf.data.Dataset:
+    def epochs(
+        self, first: int = 0, last: int | None = None
+    ) -> tf.data.Dataset:
         """Training batches of the epochs from `first` up to before `last`.
 
         Args:
@@ -221,7 +223,9 @@ def load_datasets(
             own_seed = tf.random.experimental.stateless_fold_in(
                 mixup_seed, index
             )
-            return mixup(*batch, mixup_weights(batch_size, mixup_alpha, own_seed))
+            return mixup(
+                *batch, mixup_weights(batch_size, mixup_alpha, own_seed)
+            )
 
         return batches.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
 

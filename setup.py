@@ -1,0 +1,42 @@
+"""Metadata, dependencies and extras."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="diffstride",
+    version="0.1.0",
+    description="DiffStride for Keras 3: downsampling with learned strides",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["diffstride", "diffstride.datasets", "diffstride.configs"],
+    package_dir={"diffstride.configs": "configs"},
+    package_data={"diffstride.configs": ["*.gin"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "gin-config>=0.5",
+        # tensorflow-datasets imports it without requiring it.
+        "importlib_resources>=6.4",
+        "keras>=3.8",
+        "numpy>=1.26",
+        # tensorflow no longer brings it.
+        "tensorboard>=2.18",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9.7",
+        "typeguard>=4.3",
+    ],
+    extras_require={
+        "datasets": ["scikit-learn>=1.5"],
+        "test": [
+            "hypothesis>=6.100",
+            "jax>=0.4.38",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.17,<0.18",
+            "scikit-learn>=1.5",
+        ],
+    },
+)

@@ -1,0 +1,62 @@
+"""Gradients of a layer, on whatever backend Keras runs."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def output_and_gradients(layer, x, cotangent=None):
+    """Runs a layer and differentiates `sum(output * cotangent)`.
+
+    Returns arrays: output, gradient of the input, list of gradients of the
+    trainable variables.
+    """
+    x = ops.convert_to_tensor(x)
+    if not layer.built:
+        layer.build(x.shape)
+
+    def loss_of(y):
+        return ops.sum(
+            y if cotangent is None else y * ops.cast(cotangent, y.dtype)
+        )
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = loss_of(y)
+        dx, *dv = tape.gradient(
+            loss,
+            [x, *(v.value for v in layer.trainable_variables)],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+    elif backend == "jax":
+        import jax
+
+        def run(x, trainable):
+            y, _ = layer.stateless_call(
+                trainable, [v.value for v in layer.non_trainable_variables], x
+            )
+            return loss_of(y), y
+
+        values = [v.value for v in layer.trainable_variables]
+        (dx, dv), y = jax.grad(run, argnums=(0, 1), has_aux=True)(x, values)
+    else:
+        x = x.detach().requires_grad_(True)
+        layer.zero_grad()
+        y = layer(x)
+        loss_of(y).backward()
+        dx, dv = x.grad, [v.value.grad for v in layer.trainable_variables]
+    as_array = ops.convert_to_numpy
+    return as_array(y), as_array(dx), [as_array(v) for v in dv]
+
+
+def relative_error(actual, expected):
+    """Largest difference, relative to the largest entry expected."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    scale = max(np.abs(expected).max(), 1e-30)
+    return np.abs(actual - expected).max() / scale

@@ -1,0 +1,605 @@
+import inspect
+import warnings
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from gradients import output_and_gradients, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+from keras.src import testing
+
+from diffstride import (
+    DiffStride,
+    FixedSpectralPooling,
+    SpatialPooling,
+    StrideConstraint,
+)
+
+TOLERANCE = 2e-6  # of float32 against the float64 oracle
+FORMATS = ("channels_last", "channels_first")
+NORMS = ("backward", "ortho", "forward")
+# Multiples of 1/16: no rounding can move an output size.
+strides_ = st.integers(16, 160).map(lambda n: n / 16)
+smoothness_ = st.integers(0, 24).map(lambda n: n / 4)
+sizes_ = st.integers(1, 34)
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def apply(layer, x):
+    """Runs a layer on (batch, channels, height, width) in its own format."""
+    if layer.data_format == "channels_first":
+        return ops.convert_to_numpy(layer(x))
+    y = layer(np.moveaxis(x, 1, -1))
+    return np.moveaxis(ops.convert_to_numpy(y), -1, 1)
+
+
+def flip(x, *axes):
+    """Reverses axes about their sample 0."""
+    return np.roll(np.flip(x, axes), 1, axes)
+
+
+class TestAgainstOracle:
+    @settings(max_examples=150, deadline=None)
+    @given(
+        sizes=st.tuples(sizes_, sizes_),
+        strides=st.tuples(strides_, strides_),
+        smoothness=smoothness_,
+        cropping=st.booleans(),
+        norm=st.sampled_from(NORMS),
+        data_format=st.sampled_from(FORMATS),
+    )
+    def test_diffstride(
+        self, sizes, strides, smoothness, cropping, norm, data_format
+    ):
+        x = images(2, 3, *sizes)
+        layer = DiffStride(
+            strides,
+            smoothness,
+            cropping,
+            norm=norm,
+            data_format=data_format,
+        )
+        expected = oracle.diffstride(
+            x, strides, smoothness, cropping, norm=norm
+        )
+        assert relative_error(apply(layer, x), expected) < TOLERANCE
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        sizes=st.tuples(sizes_, sizes_),
+        stride=strides_,
+        lower=strides_,
+        width=st.integers(0, 40),
+    )
+    def test_shared_and_limited(self, sizes, stride, lower, width):
+        upper = lower + width / 16
+        x = images(1, 2, *sizes)
+        layer = DiffStride(
+            stride,
+            shared_stride=True,
+            lower_limit_stride=lower,
+            upper_limit_stride=upper,
+        )
+        expected = oracle.diffstride(
+            x, (stride, stride), lower=lower, upper=upper, shared=True
+        )
+        assert relative_error(apply(layer, x), expected) < TOLERANCE
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        sizes=st.tuples(sizes_, sizes_),
+        strides=st.tuples(strides_, strides_),
+        norm=st.sampled_from(NORMS),
+        data_format=st.sampled_from(FORMATS),
+    )
+    def test_fixed(self, sizes, strides, norm, data_format):
+        x = images(2, 3, *sizes)
+        layer = FixedSpectralPooling(
+            strides, norm=norm, data_format=data_format
+        )
+        y = apply(layer, x)
+        assert relative_error(y, oracle.fixed(x, strides, norm)) < TOLERANCE
+        shape = layer.compute_output_shape(np.moveaxis(x, 1, -1).shape)
+        if data_format == "channels_last":
+            assert shape == np.moveaxis(y, 1, -1).shape
+
+
+class TestGradients:
+    @pytest.mark.parametrize("data_format", FORMATS)
+    @pytest.mark.parametrize("cropping", [True, False])
+    @pytest.mark.parametrize("size", [(16, 16), (15, 20), (9, 7), (10, 12)])
+    def test_stride_gradient_against_finite_differences(
+        self, size, cropping, data_format
+    ):
+        # The oracle gives the differences, in float64. Strides are chosen off
+        # the kinks, where T + R is an integer.
+        x, strides, step = images(2, 2, *size), np.array([2.3, 3.1]), 1e-4
+        layer = DiffStride(
+            tuple(strides), cropping=cropping, data_format=data_format
+        )
+        ours = x
+        shape = oracle.diffstride(x, strides, cropping=cropping).shape
+        cotangent = images(*shape, seed=1)
+        ours_cotangent = cotangent
+        if data_format == "channels_last":
+            ours = np.moveaxis(x, 1, -1)
+            ours_cotangent = np.moveaxis(cotangent, 1, -1)
+        _, _, (gradient,) = output_and_gradients(layer, ours, ours_cotangent)
+
+        def loss(strides):
+            y = oracle.diffstride(x, strides, cropping=cropping)
+            return (y * cotangent).sum()
+
+        for axis in range(2):
+            offset = step * np.eye(2)[axis]
+            difference = loss(strides + offset) - loss(strides - offset)
+            expected = difference / (2 * step)
+            scale = max(abs(expected), np.abs(gradient).max(), 1e-3)
+            assert abs(gradient[axis] - expected) / scale < 1e-3
+
+    def test_input_gradient_is_the_transpose(self):
+        # A linear layer: <y, c> = <x, dx> for its gradient dx at c.
+        for layer in (DiffStride((1.9, 3.3)), FixedSpectralPooling((2, 3))):
+            x = images(2, 13, 18, 3)
+            c = images(*ops.shape(layer(x)), seed=1)
+            y, dx, _ = output_and_gradients(layer, x, c)
+            np.testing.assert_allclose((y * c).sum(), (x * dx).sum(), rtol=1e-4)
+
+    def test_gradient_reaches_a_stride_at_or_below_the_bound(self):
+        for stride in (1.0, 1.1, 32 / 28):
+            layer = DiffStride(stride, data_format="channels_last")
+            x = images(2, 32, 32, 2)
+            c = images(*ops.shape(layer(x)), seed=1)
+            _, _, (gradient,) = output_and_gradients(layer, x, c)
+            assert np.all(np.abs(gradient) > 1e-3)
+
+    def test_no_gradient_with_a_hard_mask(self):
+        layer = DiffStride(2.0, smoothness_factor=0.0)
+        _, dx, (gradient,) = output_and_gradients(layer, images(1, 16, 16, 1))
+        np.testing.assert_array_equal(gradient, [0, 0])
+        assert np.all(np.isfinite(dx))
+
+    def test_no_gradient_when_everything_is_kept(self):
+        for size in (1, 2, 4):
+            layer = DiffStride(1.0, data_format="channels_last")
+            _, _, (gradient,) = output_and_gradients(
+                layer, images(1, size, size, 1)
+            )
+            np.testing.assert_array_equal(gradient, [0, 0])
+
+
+class TestAnalytic:
+    @pytest.mark.parametrize("data_format", FORMATS)
+    @pytest.mark.parametrize("size", [(32, 32), (31, 20), (7, 9)])
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_constant_image(self, norm, size, data_format):
+        x = np.full((1, 2, *size), 3.0, "float32")
+        for layer in (
+            DiffStride((1.6, 2.5), norm=norm, data_format=data_format),
+            FixedSpectralPooling(
+                (1.6, 2.5), norm=norm, data_format=data_format
+            ),
+        ):
+            y = apply(layer, x)
+            share = np.prod(y.shape) / np.prod(x.shape)
+            power = {"backward": -1.0, "ortho": -0.5, "forward": 0.0}[norm]
+            np.testing.assert_allclose(y, 3.0 * share**power, rtol=1e-5)
+
+    @pytest.mark.parametrize("size", [32, 31])
+    def test_band_limited_sine_survives(self, size):
+        def sine(n):
+            rows = np.sin(2 * np.pi * 3 * np.arange(n) / n + 0.4)
+            columns = np.cos(2 * np.pi * 2 * np.arange(n) / n + 1.1)
+            return np.outer(rows, columns)[None, None].astype("float32")
+
+        for layer in (
+            DiffStride(3.0, norm="forward"),
+            FixedSpectralPooling(2.0, norm="forward"),
+        ):
+            y = apply(layer, sine(size))
+            if y.shape[2] == y.shape[3]:
+                expected = sine(y.shape[2])
+                np.testing.assert_allclose(y, expected, atol=1e-5)
+
+    def test_a_sine_above_the_cut_vanishes(self):
+        wave = np.cos(2 * np.pi * 15 * np.arange(32) / 32)
+        x = np.broadcast_to(wave, (1, 1, 32, 32)).astype("float32")
+        y = apply(DiffStride(4.0, smoothness_factor=2.0), x)
+        np.testing.assert_allclose(y, 0.0, atol=1e-5)
+
+    # Flips are about sample 0, as the grid of samples has it. A flip of the
+    # width alone commutes where the vertical mask is symmetric: the release's
+    # mask for even heights, one bin wider downwards, is not.
+
+    @pytest.mark.parametrize("size", [(17, 24), (9, 23)])
+    def test_flips_of_either_axis_commute_for_odd_heights(self, size):
+        x = images(2, 3, *size)
+        layer = DiffStride((2.0, 1.7))
+        for axis in (2, 3):
+            np.testing.assert_allclose(
+                apply(layer, flip(x, axis)),
+                flip(apply(layer, x), axis),
+                atol=1e-5,
+            )
+
+    def test_flip_of_the_width_commutes_for_maps_constant_in_height(self):
+        row = images(2, 3, 1, 24)
+        x = np.repeat(row, 18, axis=2)
+        for layer in (DiffStride((2.0, 1.7)), FixedSpectralPooling((2, 2.4))):
+            np.testing.assert_allclose(
+                apply(layer, flip(x, 3)), flip(apply(layer, x), 3), atol=1e-5
+            )
+
+    @pytest.mark.parametrize("size", [(18, 24), (17, 10), (16, 9)])
+    def test_flip_of_both_axes_commutes(self, size):
+        x = images(2, 3, *size)
+        for layer in (DiffStride((2.0, 1.7)), FixedSpectralPooling((2, 2.4))):
+            np.testing.assert_allclose(
+                apply(layer, flip(x, 2, 3)),
+                flip(apply(layer, x), 2, 3),
+                atol=1e-5,
+            )
+
+    def test_the_release_mask_of_even_heights_is_lopsided(self):
+        x = images(2, 3, 18, 24)
+        layer = DiffStride((2.0, 1.7))
+        difference = apply(layer, flip(x, 3)) - flip(apply(layer, x), 3)
+        assert np.abs(difference).max() > 0.1
+
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize(
+        "size", [(1, 1), (2, 2), (3, 3), (4, 4), (1, 4), (3, 2)]
+    )
+    def test_everything_kept_is_the_identity(self, size, norm):
+        x = images(2, 2, *size)
+        for layer in (
+            DiffStride(1.0, norm=norm),
+            DiffStride(1.0, 0.0, norm=norm),
+        ):
+            np.testing.assert_allclose(apply(layer, x), x, atol=1e-5)
+
+    @pytest.mark.parametrize("size", [(16, 16), (15, 15), (16, 9), (31, 2)])
+    def test_flat_mask_is_the_identity(self, size):
+        x = images(2, 2, *size)
+        for cropping in (True, False):
+            layer = DiffStride(1.0, 0.0, cropping)
+            np.testing.assert_allclose(apply(layer, x), x, atol=1e-5)
+
+    def test_fixed_with_stride_one_is_the_identity_for_even_heights(self):
+        x = images(2, 2, 16, 9)
+        layer = FixedSpectralPooling(1.0)
+        np.testing.assert_allclose(apply(layer, x), x, atol=1e-5)
+
+    def test_square_in_square_out_and_parity(self):
+        for size in range(1, 41):
+            for stride in (1.0, 1.5, 2.0, 3.3, 50.0):
+                y = apply(DiffStride(stride), np.ones((1, 1, size, size)))
+                assert y.shape[2] == y.shape[3]
+                assert y.shape[2] % 2 == size % 2
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("smoothness", [0.0, 1.0, 4.0, 10.0])
+    def test_tiny_maps_are_finite(self, size, smoothness):
+        x = images(2, 2, size, size)
+        for stride in (1.0, 2.0, 100.0):
+            layer = DiffStride(stride, smoothness, data_format="channels_first")
+            y, dx, (gradient,) = output_and_gradients(layer, x)
+            assert np.isfinite(y).all() and np.isfinite(dx).all()
+            assert np.isfinite(gradient).all()
+            assert size > smoothness or y.shape == x.shape
+
+
+class TestKerasBehaviour(testing.TestCase):
+    def test_diffstride_basics(self):
+        for data_format in FORMATS:
+            shape = (
+                (2, 12, 10, 3)
+                if data_format == "channels_last"
+                else (2, 3, 12, 10)
+            )
+            self.run_layer_test(
+                DiffStride,
+                init_kwargs={"strides": 2.0, "data_format": data_format},
+                input_shape=shape,
+                expected_num_trainable_weights=1,
+                expected_num_non_trainable_weights=0,
+                supports_masking=False,
+                assert_built_after_instantiation=False,
+                run_mixed_precision_check=True,
+            )
+
+    def test_diffstride_without_cropping(self):
+        self.run_layer_test(
+            DiffStride,
+            init_kwargs={"cropping": False, "shared_stride": True},
+            input_shape=(2, 12, 10, 3),
+            expected_output_shape=(2, 12, 10, 3),
+            expected_num_trainable_weights=1,
+            supports_masking=False,
+        )
+
+    def test_fixed_spectral_pooling(self):
+        self.run_layer_test(
+            FixedSpectralPooling,
+            init_kwargs={"strides": (2.0, 3.0)},
+            input_shape=(2, 12, 13, 3),
+            expected_output_shape=(2, 6, 4, 3),
+            expected_num_trainable_weights=0,
+            expected_num_non_trainable_weights=1,
+            supports_masking=False,
+        )
+
+    def test_spatial_pooling(self):
+        self.run_layer_test(
+            SpatialPooling,
+            init_kwargs={},
+            input_shape=(2, 12, 13, 3),
+            expected_output_shape=(2, 6, 7, 3),
+            expected_num_trainable_weights=0,
+            supports_masking=False,
+        )
+
+
+def test_spatial_pooling_is_average_pooling():
+    x = images(2, 9, 8, 3)
+    np.testing.assert_allclose(
+        np.asarray(SpatialPooling()(x)), x[:, ::2, ::2], atol=1e-6
+    )
+    ours = SpatialPooling(pool_size=3, strides=2)(x)
+    keras_own = keras.layers.AveragePooling2D(3, 2, "same")(x)
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(keras_own))
+
+
+@pytest.mark.parametrize(
+    "cls", [DiffStride, FixedSpectralPooling, SpatialPooling, StrideConstraint]
+)
+def test_config_keys_equal_the_signature(cls):
+    names = set(inspect.signature(cls.__init__).parameters)
+    names -= {"self", "kwargs"}
+    instance = cls()
+    config = instance.get_config()
+    assert set(config) - {"name", "dtype", "trainable"} == names - {"trainable"}
+    for name in names:
+        assert hasattr(instance, name)
+    assert cls.from_config(config).get_config() == config
+
+
+def test_arguments_keep_the_release_order():
+    names = list(inspect.signature(DiffStride.__init__).parameters)[1:9]
+    assert names == [
+        "strides",
+        "smoothness_factor",
+        "cropping",
+        "trainable",
+        "shared_stride",
+        "lower_limit_stride",
+        "upper_limit_stride",
+        "data_format",
+    ]
+    names = list(inspect.signature(FixedSpectralPooling.__init__).parameters)
+    assert names[1:3] == ["strides", "data_format"]
+
+
+def test_default_data_format_is_that_of_keras():
+    for layer_cls in (DiffStride, FixedSpectralPooling, SpatialPooling):
+        assert layer_cls().data_format == keras.config.image_data_format()
+
+
+def test_unknown_sizes_and_batches():
+    for layer in (DiffStride(2.0), FixedSpectralPooling(2.0)):
+        inputs = keras.Input((None, None, 3))
+        model = keras.Model(inputs, layer(inputs))
+        assert model.output_shape == (None, None, None, 3)
+        for shape in ((1, 16, 16, 3), (5, 9, 30, 3), (2, 1, 4, 3)):
+            x = images(*shape)
+            np.testing.assert_allclose(
+                model.predict(x, verbose=0), np.asarray(layer(x)), atol=1e-5
+            )
+
+
+def test_static_shapes():
+    assert DiffStride(2.0).compute_output_shape((None, 32, 32, 3)) == (
+        (None, None, None, 3)
+    )
+    layer = DiffStride(2.0, cropping=False, data_format="channels_first")
+    assert layer.compute_output_shape((None, 3, 32, 31)) == (None, 3, 32, 31)
+    layer = FixedSpectralPooling((2, 3), data_format="channels_first")
+    assert layer.compute_output_shape((4, 3, 32, None)) == (4, 3, 16, None)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_mixed_precision(policy, data_format):
+    x = images(2, 3, 24, 20)
+    layer = DiffStride(2.0, dtype=policy, data_format=data_format)
+    y = apply(layer, x.astype("float16"))
+    expected = oracle.diffstride(x, (2.0, 2.0))
+    # A few roundings of 2 ** -11 or 2 ** -8 each.
+    tolerance = 4e-3 if policy == "mixed_float16" else 3e-2
+    assert layer.compute_dtype == policy.removeprefix("mixed_")
+    assert relative_error(y.astype("float32"), expected) < tolerance
+    assert layer.stride_weights.dtype == "float32"
+    gradient = output_and_gradients(layer, images(2, 3, 24, 20))[2][0]
+    assert gradient.dtype == "float32" and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+def test_strides_stay_float32_under_a_pure_half_policy(policy):
+    for layer in (DiffStride(2.6, dtype=policy), FixedSpectralPooling(2.6)):
+        layer.build((None, 16, 16, 3))
+        assert layer.stride_weights.dtype == "float32"
+
+
+def test_integer_images_are_welcome():
+    x = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), "uint8")
+    y = DiffStride(2.0)(x)
+    np.testing.assert_allclose(
+        np.asarray(y), np.asarray(DiffStride(2.0)(x.astype("float32")))
+    )
+
+
+def test_a_call_never_changes_the_variable():
+    layer = DiffStride(1.0)
+    for training in (True, False):
+        layer(images(1, 32, 32, 1), training=training)
+        np.testing.assert_array_equal(np.asarray(layer.stride_weights), [1, 1])
+
+
+def test_the_constraint_holds_the_variable_after_each_step():
+    layer = DiffStride(
+        (2.0, 3.0), lower_limit_stride=1.8, upper_limit_stride=2.5
+    )
+    model = keras.Sequential(
+        [layer, keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D()]
+    )
+    model.compile(keras.optimizers.SGD(100.0), "mse")
+    x = images(8, 16, 16, 1)
+    for _ in range(3):
+        model.fit(x, np.ones((8, 1)), epochs=1, verbose=0)
+        strides = np.asarray(layer.stride_weights)
+        assert np.all((strides >= 1.8) & (strides <= 2.5))
+    constraint = StrideConstraint(1.5, None)
+    np.testing.assert_allclose(constraint(np.array([1.0, 9.0])), [1.5, 9.0])
+    constraint = StrideConstraint(None, 3.0)
+    np.testing.assert_allclose(constraint(np.array([0.5, 9.0])), [0.5, 3.0])
+
+
+def test_strides_are_not_trained_when_told_so():
+    layer = DiffStride(2.0, trainable=False)
+    layer.build((None, 16, 16, 3))
+    assert not layer.trainable_variables
+    assert layer.get_config()["trainable"] is False
+
+
+def test_xla_is_never_turned_on_for_sizes_that_vary():
+    assert not DiffStride().supports_jit
+    assert DiffStride(cropping=False).supports_jit
+    assert FixedSpectralPooling().supports_jit
+
+
+def test_save_and_load_a_trained_model(tmp_path):
+    inputs = keras.Input((20, 20, 1))
+    x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    x = DiffStride(2.0, 2.0, upper_limit_stride=5.0, norm="ortho")(x)
+    x = keras.layers.ReLU()(x)
+    x = FixedSpectralPooling((1.5, 2.0), norm="forward")(x)
+    outputs = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    data = images(8, 20, 20, 1)
+    model.fit(data, np.ones((8, 4)), epochs=2, verbose=0)
+    strides = np.asarray(model.layers[2].stride_weights)
+    assert np.all(strides != 2.0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        np.asarray(loaded.layers[2].stride_weights), strides
+    )
+    np.testing.assert_allclose(
+        loaded.predict(data, verbose=0), model.predict(data, verbose=0)
+    )
+
+
+def test_fixed_pooling_refuses_weights_of_other_strides(tmp_path):
+    def model(strides):
+        return keras.Sequential(
+            [keras.Input((8, 8, 1)), FixedSpectralPooling(strides)]
+        )
+
+    model(2.0).save_weights(tmp_path / "w.weights.h5")
+    model(2.0).load_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(Exception, match="weights were saved with strides"):
+        model(3.0).load_weights(tmp_path / "w.weights.h5")
+
+
+@pytest.mark.parametrize(
+    "cls, kwargs, message",
+    [
+        (
+            cls,
+            {"strides": strides},
+            r"`strides` must be a number >= 1 or a pair",
+        )
+        for cls in (DiffStride, FixedSpectralPooling)
+        for strides in (
+            0.5,
+            (2, 0.5),
+            (0.5, 2),
+            (2, 2, 2),
+            (2,),
+            "2",
+            None,
+            (1, float("nan")),
+            float("inf"),
+            (True, 2),
+        )
+    ]
+    + [
+        (cls, {"norm": "unitary"}, "`norm` must be one of")
+        for cls in (DiffStride, FixedSpectralPooling)
+    ]
+    + [
+        (cls, {"data_format": "NHWC"}, "`data_format` must be")
+        for cls in (DiffStride, FixedSpectralPooling)
+    ]
+    + [
+        (
+            DiffStride,
+            {"smoothness_factor": value},
+            "`smoothness_factor` must be a finite number >= 0",
+        )
+        for value in (-1.0, float("nan"), float("inf"), "4", None)
+    ]
+    + [
+        (
+            DiffStride,
+            {"strides": (2, 3), "shared_stride": True},
+            "`strides` must be equal for both axes",
+        ),
+        (
+            DiffStride,
+            {"lower_limit_stride": 0.5},
+            "`lower_limit_stride` must be a finite number >= 1",
+        ),
+        (
+            DiffStride,
+            {"upper_limit_stride": float("inf")},
+            "`upper_limit_stride` must be a finite number >= 1",
+        ),
+        (
+            DiffStride,
+            {"lower_limit_stride": 3, "upper_limit_stride": 2},
+            "`upper_limit_stride` must be at least `lower_limit_stride`",
+        ),
+        (
+            StrideConstraint,
+            {"lower_limit": 0.0},
+            "`lower_limit` must be a finite number >= 1",
+        ),
+    ],
+)
+def test_errors_name_argument_value_and_remedy(cls, kwargs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        cls(**kwargs)
+    assert "Received" in str(caught.value)
+    for value in kwargs.values():
+        if not isinstance(value, (tuple, bool)):
+            assert str(value) in str(caught.value)
+
+
+def test_input_of_another_rank_is_refused():
+    for layer in (DiffStride(), FixedSpectralPooling()):
+        with pytest.raises(ValueError, match="expected ndim=4"):
+            layer(images(4, 16, 16))
+
+
+def test_no_warnings_are_raised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DiffStride(2.0)(images(1, 16, 16, 1))
