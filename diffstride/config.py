@@ -5,6 +5,7 @@ under the names that the authors' release used, config files are found and
 parsed, and every binding is checked before anything runs.
 """
 
+import contextlib
 import importlib.resources
 import inspect
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import gin
 import keras
 import typeguard
+from absl import logging
 
 from diffstride import data, pooling, resnet, train
 from diffstride.errors import ConfigError
@@ -88,17 +90,25 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
         ConfigError: naming file, line and parameter.
     """
     gin.add_config_file_search_path(str(configs_dir()))
-    for file in files:
-        _find(file)
+    paths = [str(_find(file)) for file in files]
     try:
-        gin.parse_config_files_and_bindings(list(files), list(bindings))
+        with _quiet():
+            gin.parse_config_files_and_bindings(
+                paths, list(bindings), finalize_config=False
+            )
     except OSError as error:  # An include that is not there.
         raise ConfigError(f"{error} {_available()}") from error
+    except SyntaxError as error:
+        raise ConfigError(
+            f"{error.filename or _BINDINGS}, line {error.lineno}: "
+            f"{error.msg} Received: {(error.text or '').strip()}"
+        ) from error
     except Exception as error:
         message = str(error).replace("bindings string", _BINDINGS)
         raise ConfigError(message) from error
     for statement, where in _statements(files, bindings):
         _check(statement, where)
+    gin.finalize()
 
 
 def bind_default(parameter: str, value: Any) -> None:
@@ -141,6 +151,46 @@ def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
         if f"`{statement.arg_name}`" in message
     ]
     return found[-1] if found else ""
+
+
+def plain(error: Exception) -> str:
+    """Returns an error's text without the chain of calls that gin appends."""
+    return str(error).partition("In call to configurable")[0].strip()
+
+
+def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
+    """Tells which bindings have no effect on a run.
+
+    Args:
+        bindings: single bindings, as given to `load`.
+        operative_text: what `operative` returns once the run is set up.
+
+    Returns:
+        A sentence for each.
+    """
+    used = [
+        line.partition(" = ")[0].strip()
+        for line in operative_text.splitlines()
+        if " = " in line
+    ]
+    return [
+        f"`{key}` is set in {where}, but nothing in this run uses it"
+        for statement, where in _statements([], bindings)
+        if statement.arg_name
+        for key in [f"{statement.selector}.{statement.arg_name}"]
+        if not any(key.endswith(u) or u.endswith(key) for u in used)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences gin, which logs each place where a file is not."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _available() -> str:
@@ -204,7 +254,7 @@ def _check(statement: Any, where: str) -> None:
         if not macro:
             value = value.scoped_configurable_fn
         elif value.selector.endswith("macro"):
-            value = gin.query_parameter(f"%{'/'.join(value.scopes)}")
+            value = _macro(value, where)
         else:
             return  # The result of a call, known when it is made.
     hint = parameters[name]
@@ -219,6 +269,14 @@ def _check(statement: Any, where: str) -> None:
         ) from None
 
 
+def _macro(reference: Any, where: str) -> Any:
+    name = "/".join(reference.scopes)
+    try:
+        return gin.query_parameter(f"%{name}")
+    except ValueError as error:
+        raise ConfigError(f"{where}: there is no macro `{name}`") from error
+
+
 def _parameters(selector: str, target: Any) -> dict[str, Any]:
     """Names of the parameters, with a type hint where one is known."""
     target = inspect.unwrap(target)
@@ -229,7 +287,7 @@ def _parameters(selector: str, target: Any) -> dict[str, Any]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             result |= dict.fromkeys(_hidden_parameters(selector, target))
-        elif name != "self":
+        elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
             default = parameter.default
             numeric = type(default) in (int, float)
             result[name] = hints.get(name, float if numeric else None)

@@ -5,6 +5,7 @@ the example, so that a run taken up again at some epoch sees the same batches as
 one that was never stopped.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import urllib.error
@@ -172,7 +173,8 @@ def load_datasets(
             image = tf.transpose(image, (2, 0, 1))
         return image, tf.one_hot(label, num_classes)
 
-    num_examples = builder.info.splits[train_split].num_examples
+    train_examples = read(train_split).enumerate()
+    num_examples = int(train_examples.cardinality())
     group_size = batch_size * (2 if mixup_alpha else 1)
     if num_examples < group_size:
         raise DataError(
@@ -180,8 +182,6 @@ def load_datasets(
             f"batch{' with Mixup' if mixup_alpha else ''}, but '{name}' has "
             f"{num_examples}. Received: batch_size={batch_size}"
         )
-
-    train_examples = read(train_split).enumerate()
 
     # `Dataset.shuffle` would do, did it not mix in the process's global seed.
     def permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
@@ -194,6 +194,7 @@ def load_datasets(
 
     @tf.autograph.experimental.do_not_convert
     def epoch(number: int) -> tf.data.Dataset:
+        number = tf.cast(number, tf.int64)  # The dtype decides the outcome.
         order_seed, image_seed, mixup_seed = (
             tf.random.experimental.stateless_fold_in([seed, purpose], number)
             for purpose in range(3)
@@ -375,8 +376,8 @@ def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
 
 def _default_test_split(builder: tfds.core.DatasetBuilder) -> str:
     for split in ("test", "validation"):
-        if split in builder.info.splits:
-            return split
+        with contextlib.suppress(KeyError, ValueError):
+            return builder.info.splits[split].name
     raise DataError(
         f"'{builder.name}' has no test split; set `train_split` and "
         "`test_split`, such as 'train[:90%]' and 'train[90%:]'. It has: "

@@ -6,6 +6,8 @@ r"""Trains a network as a gin config says.
 
 import os
 import pathlib
+from logging import WARNING
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -61,13 +63,28 @@ def main(argv: list[str]) -> int:
         if flag.value is not None:
             bindings.append(f"{name} = {flag.value!r}")
     config.load(_CONFIG.value, bindings)
-    logging.set_stderrthreshold("info")
+
+    def settings() -> str:
+        text = config.operative()
+        for sentence in config.unused(bindings, text):
+            logging.warning(sentence)
+        return text
+
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_worth_reading)
     try:
-        config.run_training(config_fn=config.operative)
+        config.run_training(config_fn=settings)
     except UserError as error:
-        place = config.locate(str(error), _CONFIG.value, bindings)
-        raise UserError(f"{error} {place}") from error
+        message = config.plain(error)
+        place = config.locate(message, _CONFIG.value, bindings)
+        raise UserError(f"{message} {place}") from error
     return 0
+
+
+def _is_worth_reading(record: Any) -> bool:
+    """Leaves out what other libraries say for their own information."""
+    ours = str(pathlib.Path(__file__).parent)
+    return record.levelno >= WARNING or record.pathname.startswith(ours)
 
 
 if __name__ == "__main__":

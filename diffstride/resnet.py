@@ -597,7 +597,8 @@ def _pooling_config(factory: Callable | None) -> dict | None:
     """
     if factory is None:
         return None
-    return keras.saving.serialize_keras_object(factory(strides=(1, 1)))
+    layer = factory(strides=(1, 1), name="pooling")
+    return keras.saving.serialize_keras_object(layer)
 
 
 def _free_arguments(layer: keras.layers.Layer) -> dict:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,6 +114,7 @@ def train(
             initial_epoch=first_epoch,
             epochs=num_epochs,
             steps_per_epoch=datasets.steps_per_epoch,
+            verbose=1 if sys.stdout.isatty() else 2,
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),
                 recorder,

@@ -1,0 +1,285 @@
+import functools
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+from diffstride.resnet import (
+    ResidualLayer,
+    Resnet,
+    ResnetBlock,
+    resnet18,
+    resnet56,
+)
+
+CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "pooling_cls, expected",
+    [
+        (None, 11_179_978),
+        (SpatialPooling, 11_179_978),
+        (FixedSpectralPooling, 11_179_986),
+        (DiffStride, 11_179_986),
+    ],
+)
+def test_resnet18_parameters(pooling_cls, expected):
+    model = resnet18(pooling_cls=pooling_cls)
+    model.build((None, 32, 32, 3))
+    assert model.count_params() == expected
+
+
+def test_resnet56_structure():
+    model = resnet56(pooling_cls=DiffStride)
+    assert [len(block.layers) for block in model.blocks] == [9, 9, 9]
+    assert [block.filters for block in model.blocks] == [16, 32, 64]
+    assert [block.layers[0].project for block in model.blocks] == [True] * 3
+    model.build((None, 32, 32, 3))
+    convolutions = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Conv2D)
+        and layer.name != "conv_shortcut"
+    ]
+    assert len(convolutions) + 1 == 56
+
+
+def test_resnet18_first_block_is_identity_only():
+    model = resnet18(pooling_cls=DiffStride)
+    assert [block.layers[0].project for block in model.blocks] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert model.blocks[0].layers[0].pooling is None
+
+
+@pytest.mark.parametrize("strides", ["1, 1, 3, 2, 3", [1, 1, 3, 2, 3]])
+def test_strides_as_text_or_list(strides):
+    model = resnet18(strides, pooling_cls=DiffStride)
+    assert model.strides == [1, 1, 3, 2, 3]
+    pooling = [model.stem_pooling] + [
+        block.layers[0].pooling for block in model.blocks[1:]
+    ]
+    assert [layer.strides[0] for layer in pooling] == [1, 3, 2, 3]
+
+
+def test_output_sizes_follow_the_strides():
+    x = images(2, 32, 32, 3)
+    for pooling_cls, expected in (
+        (None, 3),
+        (SpatialPooling, 3),
+        (FixedSpectralPooling, 2),
+    ):
+        model = Resnet(
+            [4, 4, 8, 8], [1, 3, 2, 2], id_only=False, pooling_cls=pooling_cls
+        )
+        y = model.stem(x)
+        y = model.stem_pooling(y) if pooling_cls else y
+        for block in model.blocks:
+            y = block(y)
+        assert y.shape[1:3] == (expected, expected)
+
+
+def test_stride_pairs():
+    block = ResnetBlock(8, (2, 4), pooling_cls=None)
+    assert block(images(1, 16, 16, 4)).shape == (1, 8, 4, 8)
+    block = ResnetBlock(8, (2, 3.5), pooling_cls=FixedSpectralPooling)
+    assert block(images(1, 16, 16, 4)).shape == (1, 8, 4, 8)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+@pytest.mark.parametrize(
+    "pooling_cls", [DiffStride, FixedSpectralPooling, SpatialPooling]
+)
+def test_pooling_and_shortcut_convolution_commute(pooling_cls, channels):
+    layer = ResidualLayer(8, strides=2, pooling_cls=pooling_cls, project=True)
+    x = images(2, 15, 20, channels)
+    y = np.asarray(layer(x))
+    # The cheaper order was taken, which is a matter of channels.
+    assert layer._pool_first == (channels <= 8)
+    layer._pool_first = not layer._pool_first
+    other = np.asarray(layer(x))
+    np.testing.assert_allclose(other, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_a_pooling_that_does_not_commute_stays_behind_the_convolution():
+    def max_pooling(strides, **kwargs):
+        return keras.layers.MaxPooling2D(
+            strides, strides, padding="same", **kwargs
+        )
+
+    layer = ResidualLayer(8, strides=2, pooling_cls=max_pooling, project=True)
+    layer(images(1, 8, 8, 4))
+    assert not layer._pool_first
+
+
+def test_one_pooling_instance_serves_both_branches():
+    layer = ResidualLayer(8, strides=2, pooling_cls=DiffStride, project=True)
+    calls = []
+    layer.build((None, 16, 16, 4))
+    call = layer.pooling.call
+    layer.pooling.call = lambda x: calls.append(x.shape[-1]) or call(x)
+    layer(images(1, 16, 16, 4))
+    assert sorted(calls) == [4, 8]
+    strides = [v for v in layer.trainable_variables if "strides" in v.path]
+    assert len(strides) == 1
+
+
+def test_initialisation_and_penalties():
+    model = Resnet([4, 8], [1, 2], weight_decay=0.5, pooling_cls=DiffStride)
+    model.build((None, 16, 16, 1))
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    # A stem, two convolutions in each of two layers, a shortcut, a head.
+    assert len(kernels) == 1 + 4 + 1 + 1
+    assert len(model.losses) == len(kernels) + 1  # and the dense bias
+    expected = sum(0.5 * np.sum(np.square(k.numpy())) for k in kernels)
+    np.testing.assert_allclose(float(sum(model.losses)), expected, rtol=1e-5)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Conv2D):
+            assert not layer.use_bias
+            assert layer.kernel_initializer.__class__.__name__ == "HeNormal"
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+    assert not Resnet([4, 8], [1, 2]).losses
+
+
+def test_residual_layer_by_hand():
+    layer = ResidualLayer(4, project=False)
+    x = images(2, 6, 6, 4)
+    y = layer(x)
+    h = keras.ops.relu(layer.bn_in(x))
+    h = keras.ops.relu(layer.bn_out(layer.conv_in(h)))
+    np.testing.assert_allclose(y, x + layer.conv_out(h), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pooling_cls", [None, SpatialPooling, DiffStride, CONFIGURED]
+)
+def test_save_and_load_after_training(pooling_cls, tmp_path):
+    model = Resnet(
+        [4, 4, 8], [1, 1, 2], num_output_classes=3, pooling_cls=pooling_cls
+    )
+    model.compile("sgd", "mse")
+    x = images(8, 16, 16, 1)
+    model.fit(x, np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+    )
+    if pooling_cls is CONFIGURED:
+        assert loaded.stem_pooling.smoothness_factor == 2.0
+        assert loaded.stem_pooling.norm == "ortho"
+    assert loaded.get_config() == model.get_config()
+
+
+@pytest.mark.parametrize(
+    "cls, args",
+    [(ResidualLayer, (8,)), (ResnetBlock, (8,)), (Resnet, ([4, 8], [1, 2]))],
+)
+def test_config_keys_equal_the_signature(cls, args):
+    instance = cls(*args)
+    names = set(inspect.signature(cls.__init__).parameters)
+    names -= {"self", "kwargs", "residual_layer_args"}
+    config = instance.get_config()
+    assert set(config) - {"name", "dtype", "trainable"} == names
+    for name in names:
+        assert hasattr(instance, name)
+
+
+def test_block_config_keeps_the_arguments_of_its_layers():
+    block = ResnetBlock(
+        8, 2, pooling_cls=CONFIGURED, kernel_size=5, weight_decay=0.1
+    )
+    clone = ResnetBlock.from_config(block.get_config())
+    layer = clone.layers[0]
+    assert (layer.kernel_size, layer.weight_decay) == (5, 0.1)
+    assert layer.pooling.smoothness_factor == 2.0
+
+
+def test_output_activation():
+    model = Resnet([4, 8], [1, 2], output_activation="softmax")
+    y = np.asarray(model(images(3, 8, 8, 1)))
+    np.testing.assert_allclose(y.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_inside_a_functional_model_of_unknown_size():
+    inputs = keras.Input((None, None, 2))
+    outputs = Resnet([4, 8], [1, 2], pooling_cls=DiffStride)(inputs)
+    model = keras.Model(inputs, outputs)
+    assert model.output_shape == (None, 10)
+    assert model.predict(images(2, 17, 12, 2), verbose=0).shape == (2, 10)
+
+
+def test_mixed_precision_reaches_all_parts():
+    policy = "mixed_bfloat16"
+    model = Resnet([4, 8], [1, 2], pooling_cls=DiffStride, dtype=policy)
+    y = model(images(2, 16, 16, 1))
+    assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+    for layer in model._flatten_layers(include_self=False):
+        assert layer.dtype_policy.name == policy
+    assert {v.dtype for v in model.trainable_variables} == {"float32"}
+
+
+def test_channels_first_shapes():
+    model = Resnet([4, 8], [1, 2], channels_first=True, pooling_cls=DiffStride)
+    model.build((None, 3, 16, 16))
+    assert model.stem.kernel.shape == (3, 3, 3, 4)
+    assert model.blocks[0].compute_output_shape((None, 4, 16, 16)) == (
+        None,
+        8,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (
+            lambda: Resnet([4, 8], [1, 2, 2]),
+            "`filters` and `strides` must have one entry for the stem",
+        ),
+        (
+            lambda: Resnet([4, 8], [1, 2], id_only=[True, False]),
+            "`id_only` must be a boolean or one for each block",
+        ),
+        (
+            lambda: resnet18([1, 2, 2, 2, 2]),
+            r"`strides\[1\]` must be 1: that block consists of identity",
+        ),
+        (
+            lambda: Resnet([4, 8], [1, 2.5]),
+            "`strides` must be integers where convolutions do the striding",
+        ),
+        (
+            lambda: resnet18("1, 1, two"),
+            "`strides` must be numbers separated by commas",
+        ),
+        (
+            lambda: ResidualLayer(8, strides=2),
+            "`strides` must be 1 for a residual layer that does not project",
+        ),
+        (
+            lambda: ResnetBlock(8, num_layers=0),
+            "`num_layers` must be >= 1",
+        ),
+        (
+            lambda: ResidualLayer(8)(images(1, 8, 8, 4)),
+            "does not project, so its input must have",
+        ),
+    ],
+)
+def test_errors(build, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build()
+    assert "Received" in str(caught.value)
