@@ -32,7 +32,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         if np.isfinite(loss):
             return
         # Batches counted by the optimizer, which goes on after a restart.
-        step = int(self.model.optimizer.iterations)
+        step = _step(self.model)
         raise NonFiniteLossError(
             f"Loss is {loss} at step {step} (epoch {self._epoch + 1}, batch "
             f"{batch + 1}). Training stopped; the last epoch that ended well is"
@@ -71,7 +71,7 @@ class Backup(keras.callbacks.Callback):
             return 0
         model.optimizer.build(model.trainable_variables)
         model.load_weights(self.path)
-        return int(model.optimizer.iterations) // self.steps_per_epoch
+        return _step(model) // self.steps_per_epoch
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves."""
@@ -131,13 +131,15 @@ class EpochRecorder(keras.callbacks.Callback):
         """Appends a row."""
         states = pooling_states(self.model, self.image_shape)
         self.scalars = {
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": float(
+                keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            ),
             "steps_per_second": self.steps_per_epoch / self._train_seconds,
             **pooling_scalars(states),
         }
         row = {
             "epoch": epoch + 1,
-            "step": int(self.model.optimizer.iterations),
+            "step": _step(self.model),
             "seconds": time.perf_counter() - self._start,
             **(logs or {}),
             **self.scalars,
@@ -211,6 +213,11 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def _step(model: keras.Model) -> int:
+    """Training steps done, over all restarts."""
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
 def replace_file(

@@ -89,7 +89,6 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
     Raises:
         ConfigError: naming file, line and parameter.
     """
-    gin.add_config_file_search_path(str(configs_dir()))
     paths = [str(_find(file)) for file in files]
     try:
         with _quiet():
@@ -99,9 +98,12 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
     except OSError as error:  # An include that is not there.
         raise ConfigError(f"{error} {_available()}") from error
     except SyntaxError as error:
+        text = error.text
+        if error.filename is None:
+            text = "\n".join(bindings).splitlines()[error.lineno - 1]
         raise ConfigError(
             f"{error.filename or _BINDINGS}, line {error.lineno}: "
-            f"{error.msg} Received: {(error.text or '').strip()}"
+            f"{error.msg} Received: {text}"
         ) from error
     except Exception as error:
         message = str(error).replace("bindings string", _BINDINGS)
@@ -180,6 +182,9 @@ def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
         for key in [f"{statement.selector}.{statement.arg_name}"]
         if not any(key.endswith(u) or u.endswith(key) for u in used)
     ]
+
+
+gin.add_config_file_search_path(str(configs_dir()))
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def learned_band(
     if not cropping:
         return Band(inner, outer, size)
     kept = ops.cast(ops.ceil(ops.stop_gradient(edge)), "int32")
+    kept = ops.maximum(kept, 1)  # Even if a stride is not a number.
     return Band(inner, outer, _known(ops.minimum(2 * kept - odd, size)))
 
 

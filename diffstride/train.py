@@ -114,6 +114,7 @@ def train(
             initial_epoch=first_epoch,
             epochs=num_epochs,
             steps_per_epoch=datasets.steps_per_epoch,
+            shuffle=False,  # The data set is shuffled.
             verbose=1 if sys.stdout.isatty() else 2,
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),

@@ -451,6 +451,14 @@ def test_a_call_never_changes_the_variable():
         np.testing.assert_array_equal(np.asarray(layer.stride_weights), [1, 1])
 
 
+def test_a_stride_that_is_not_a_number_shows_in_the_output():
+    layer = DiffStride(2.0)
+    layer.build((None, 16, 16, 1))
+    layer.stride_weights.assign([np.nan, 2.0])
+    y = np.asarray(layer(images(2, 16, 16, 1)))
+    assert y.size and np.isnan(y).all()
+
+
 def test_the_constraint_holds_the_variable_after_each_step():
     layer = DiffStride(
         (2.0, 3.0), lower_limit_stride=1.8, upper_limit_stride=2.5

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
+from tensorflow_datasets.core.download.download_manager import (
+    NonMatchingChecksumError,
+)
 
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
@@ -82,7 +85,7 @@ def prepare(
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=folder)
         )
-    except tfds.download.NonMatchingChecksumError as error:
+    except NonMatchingChecksumError as error:
         raise DataError(
             f"An archive in {folder} is not the published one: {error}"
         ) from error

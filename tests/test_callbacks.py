@@ -1,0 +1,115 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from diffstride import DiffStride
+from diffstride.callbacks import (
+    Backup,
+    EpochRecorder,
+    StopOnNonFiniteLoss,
+    read_rows,
+)
+from diffstride.errors import NonFiniteLossError
+from diffstride.resnet import Resnet
+
+
+def trained(callbacks, learning_rate=0.1, epochs=2, **kwargs):
+    model = Resnet([4, 8], [1, 2], pooling_cls=DiffStride)
+    model.build((None, 16, 16, 1))
+    model.compile(keras.optimizers.SGD(learning_rate, momentum=0.9), "mse")
+    x = np.random.default_rng(0).normal(size=(12, 16, 16, 1))
+    y = np.eye(10)[np.arange(12) % 10]
+    model.fit(
+        x,
+        y,
+        batch_size=4,
+        epochs=epochs,
+        verbose=0,
+        callbacks=callbacks,
+        **kwargs,
+    )
+    return model
+
+
+def test_a_non_finite_loss_names_the_step():
+    with pytest.raises(NonFiniteLossError) as caught:
+        trained([StopOnNonFiniteLoss()], learning_rate=1e30)
+    message = str(caught.value)
+    assert "at step 2 (epoch 1, batch 2)" in message
+    assert "\n" not in message
+
+
+def test_steps_are_counted_over_restarts(tmp_path):
+    backup = Backup(tmp_path, steps_per_epoch=3)
+    trained([backup], epochs=2)
+    model = Resnet([4, 8], [1, 2], pooling_cls=DiffStride)
+    model.build((None, 16, 16, 1))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    assert backup.restore(model) == 2
+    with pytest.raises(NonFiniteLossError, match=r"at step 7 \(epoch 3, batch"):
+        model.fit(
+            np.full((4, 16, 16, 1), np.nan),
+            np.zeros((4, 10)),
+            initial_epoch=2,
+            epochs=3,
+            verbose=0,
+            callbacks=[StopOnNonFiniteLoss()],
+        )
+
+
+def test_backup_keeps_model_and_optimizer(tmp_path):
+    model = trained([Backup(tmp_path, steps_per_epoch=3)])
+    # Killed while writing the next one.
+    (tmp_path / "unfinished.latest.weights.h5").write_bytes(b"cut short")
+    fresh = Resnet([4, 8], [1, 2], pooling_cls=DiffStride)
+    fresh.build((None, 16, 16, 1))
+    fresh.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    assert Backup(tmp_path, steps_per_epoch=3).restore(fresh) == 2
+    for ours, theirs in (
+        (fresh.variables, model.variables),
+        (fresh.optimizer.variables, model.optimizer.variables),
+    ):
+        assert len(ours) == len(theirs) > 0
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_to_restore(tmp_path):
+    assert Backup(tmp_path / "none", 3).restore(keras.Model()) == 0
+
+
+def test_recorder_writes_a_row_an_epoch(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    recorder = EpochRecorder(path, (16, 16, 1), steps_per_epoch=3)
+    model = trained([recorder], validation_split=0.25)
+    rows = read_rows(path)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [3, 6]
+    row = rows[-1]
+    for name in (
+        "loss",
+        "val_loss",
+        "seconds",
+        "steps_per_second",
+        "stride_cost",
+    ):
+        assert row[name] > 0
+    assert row["learning_rate"] == pytest.approx(0.1)
+    strides = np.asarray(model.blocks[0].layers[0].pooling.stride_weights)
+    name = "block_1/layer_1/pooling"
+    for axis, stride in zip(("height", "width"), strides, strict=True):
+        assert row[f"stride/{name}/{axis}"] == pytest.approx(float(stride))
+        assert row[f"output_size/{name}/{axis}"] in (14, 16)
+
+
+def test_rows_that_will_be_repeated_are_taken_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"epoch": n, "seconds": 1.0} for n in (1, 2, 3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text + '{"epoch": 4, "sec')  # Killed while writing.
+    assert read_rows(path) == rows
+    recorder = EpochRecorder(path, (16, 16, 1), 3, first_epoch=2)
+    recorder.on_train_begin()
+    assert read_rows(path) == rows[:2]

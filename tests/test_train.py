@@ -1,0 +1,426 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import gin
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from diffstride import DiffStride, config, resnet, train
+from diffstride.data import load_datasets
+from diffstride.errors import ConfigError
+
+TINY = [
+    "resnet.Resnet.filters = [4, 4, 8]",
+    "resnet.Resnet.strides = [1, 1, 2]",
+    "data.load_datasets.image_size = 12",
+    "data.load_datasets.mixup_alpha = 0.2",
+    "data.load_datasets.batch_size = 64",
+    "data.load_datasets.train_split = 'train[:640]'",
+]
+
+
+def run_main(workdir, data_dir, *bindings, wait=True, **flags):
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "diffstride.main"]
+    flags = {"gin_config": "digits.gin", "workdir": workdir, **flags}
+    flags["data_dir"] = data_dir
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    command += [f"--gin_bindings={binding}" for binding in bindings]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not wait:
+        return process
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def weights(workdir):
+    model = keras.models.load_model(pathlib.Path(workdir) / "model.keras")
+    optimizer = model.optimizer.variables
+    return {v.path: np.asarray(v) for v in [*model.variables, *optimizer]}
+
+
+def rows(workdir):
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def scalars(directory):
+    """All scalars of TensorBoard event files: name -> {step: value}."""
+    found = {}
+    for path in sorted(pathlib.Path(directory).glob("events.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    number = float(tf.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, {})[event.step] = number
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A run of four epochs that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    status, out, err = run_main(
+        workdir, data_dir, *TINY, "train.num_epochs = 4"
+    )
+    assert status == 0, err
+    return workdir, out
+
+
+def test_workdir_holds_what_is_promised(finished):
+    workdir, _ = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "backup",
+        "config.gin",
+        "metrics.jsonl",
+        "model.keras",
+        "summary.json",
+        "tensorboard",
+    }
+    text = (workdir / "config.gin").read_text()
+    for line in (
+        "Resnet.filters = [4, 4, 8]",
+        "load_datasets.mixup_alpha = 0.2",
+        "DiffStride.smoothness_factor = 2.0",
+        "pad_crop_flip.pad = 1",
+        "train.seed = 0",
+    ):
+        assert line in text
+
+
+def test_metrics(finished):
+    workdir, _ = finished
+    table = rows(workdir)
+    assert [row["epoch"] for row in table] == [1, 2, 3, 4]
+    assert table[-1]["step"] == 4 * 5
+    assert table[-1]["loss"] < table[0]["loss"]
+
+
+def test_tensorboard_files_read_back(finished):
+    workdir, _ = finished
+    found = scalars(workdir / "tensorboard" / "train")
+    table = rows(workdir)
+    expected = [
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "steps_per_second",
+        "stride_cost",
+    ]
+    for name in ("pooling", "block_1/layer_1/pooling"):
+        for axis in ("height", "width"):
+            expected.append(f"stride/{name}/{axis}")
+            expected.append(f"output_size/{name}/{axis}")
+    for name in expected:
+        series = found[f"epoch_{name}"]
+        assert sorted(series) == [0, 1, 2, 3]
+        for row in table:
+            value = series[row["epoch"] - 1]
+            assert value == pytest.approx(row[name], rel=1e-5), name
+    validation = scalars(workdir / "tensorboard" / "validation")
+    assert {"epoch_accuracy", "epoch_loss"} <= set(validation)
+
+
+def test_summary_on_the_terminal(finished):
+    workdir, out = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    accuracy = summary["test_accuracy"]
+    assert f"test accuracy  {100 * accuracy:.2f} %" in out
+    assert accuracy == pytest.approx(rows(workdir)[-1]["val_accuracy"])
+    assert "training time" in out
+    for state in summary["pooling"]:
+        assert state["strides"] != state["initial"]
+        cells = (
+            state["name"],
+            " x ".join(f"{s:.2f}" for s in state["initial"]),
+            " x ".join(f"{s:.2f}" for s in state["strides"]),
+            " x ".join(map(str, state["input_size"])),
+            " x ".join(map(str, state["output_size"])),
+        )
+        (line,) = [
+            text
+            for text in out.splitlines()
+            if text.startswith(state["name"] + "  ")
+        ]
+        for cell in cells:
+            assert cell in line
+
+
+def test_the_saved_model_is_the_tested_one(finished, data_dir):
+    workdir, _ = finished
+    model = keras.models.load_model(workdir / "model.keras")
+    data = load_datasets("digits", 64, data_dir=data_dir, image_size=12)
+    accuracy = model.evaluate(data.test, verbose=0, return_dict=True)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert accuracy["accuracy"] == pytest.approx(summary["test_accuracy"])
+
+
+@pytest.mark.parametrize("when", ["in the first epoch", "later", "at a save"])
+def test_a_killed_run_ends_with_the_same_weights(
+    when, finished, data_dir, tmp_path
+):
+    undisturbed, _ = finished
+    workdir = tmp_path / "run"
+    args = (workdir, data_dir, *TINY, "train.num_epochs = 4")
+    process = run_main(*args, wait=False)
+    watched = {
+        "in the first epoch": workdir / "config.gin",
+        "later": workdir / "backup" / "latest.weights.h5",
+        "at a save": workdir / "backup" / "unfinished.latest.weights.h5",
+    }[when]
+    deadline = time.monotonic() + 300
+    while not watched.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    if when == "later":
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (workdir / "summary.json").exists()
+
+    status, _, err = run_main(*args)
+    assert status == 0, err
+    expected, got = weights(undisturbed), weights(workdir)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    timing = ("seconds", "steps_per_second")
+    for ours, theirs in zip(rows(workdir), rows(undisturbed), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timing} == {
+            k: v for k, v in theirs.items() if k not in timing
+        }
+
+
+def test_a_finished_run_is_summed_up_again(finished, data_dir):
+    workdir, out = finished
+    before = weights(workdir)
+    status, again, _ = run_main(
+        workdir, data_dir, *TINY, "train.num_epochs = 4"
+    )
+    assert status == 0
+    assert "ms/step" not in again
+
+    def body(text):
+        return text[text.index("test accuracy") :]
+
+    assert body(again) == body(out)
+    for name, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_workdir_of_another_run_is_refused(finished, data_dir):
+    workdir, _ = finished
+    before = (workdir / "config.gin").read_text()
+    status, out, err = run_main(
+        workdir, data_dir, *TINY, "train.num_epochs = 4", seed=7
+    )
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: `workdir` ")
+    assert "holds a run with other settings" in last
+    assert "train.seed = 0; train.seed = 7" in last
+    assert "Traceback" not in err
+    assert (workdir / "config.gin").read_text() == before
+
+
+def test_divergence_is_told_in_one_line(data_dir, tmp_path):
+    status, _, err = run_main(
+        tmp_path / "run",
+        data_dir,
+        *TINY,
+        "keras.optimizers.SGD.learning_rate = 1e20",
+    )
+    assert status == 1
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: Loss is nan at step 2 (epoch 1, batch 2).")
+
+
+@pytest.mark.parametrize(
+    "bindings, message",
+    [
+        (
+            ["pooling.DiffStride.smoothness_factor = -1.0"],
+            "error: `smoothness_factor` must be a finite number >= 0, in "
+            "frequency bins. Received: smoothness_factor=-1.0 "
+            "`pooling.DiffStride.smoothness_factor` is set in --gin_bindings,",
+        ),
+        (
+            ["train.num_epochs = 'ten'"],
+            "error: --gin_bindings, line 1: `train.num_epochs` must be int.",
+        ),
+        (["train.nope = 1"], "error: Configurable 'train' doesn't have a"),
+    ],
+)
+def test_bad_settings_end_in_one_line(bindings, message, data_dir, tmp_path):
+    status, _, err = run_main(tmp_path / "run", data_dir, *bindings)
+    assert status == 1
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith(message)
+
+
+def test_missing_flags_and_stray_arguments(data_dir, tmp_path):
+    for arguments, message in (
+        ([], "error: --gin_config is required"),
+        (["digits.gin"], "error: Unexpected argument: digits.gin"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "diffstride.main", *arguments],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith(message)
+
+
+CONFIGS = sorted(
+    path.name
+    for path in config.configs_dir().glob("*.gin")
+    if path.name != "base.gin"
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
+    gin.clear_config()
+    bindings = [
+        "train.num_epochs = 1",
+        "train.deterministic = False",
+        f"train.workdir = '{tmp_path / 'run'}'",
+        "data.load_datasets.batch_size = 8",
+    ]
+    config.load([name], bindings)
+    mocked(gin.query_parameter("data.load_datasets.name"), train=32, test=16)
+    summary = config.run_training(config_fn=config.operative)
+    gin.clear_config()
+    assert np.isfinite(summary["test_loss"])
+    assert len(summary["pooling"]) == 4
+    (row,) = rows(tmp_path / "run")
+    mixup = name in ("cifar10.gin", "cifar100.gin")
+    assert row["step"] == (2 if mixup else 4)
+
+
+def tiny(num_output_classes):
+    return resnet.Resnet(
+        [4, 8], [1, 2], num_output_classes, pooling_cls=DiffStride
+    )
+
+
+def test_strides_are_kept_out_of_weight_decay(data_dir, tmp_path):
+    seen = []
+
+    def model(num_output_classes):
+        seen.append(tiny(num_output_classes))
+        return seen[0]
+
+    train.train(
+        lambda seed: load_datasets(
+            "digits", 64, data_dir=data_dir, image_size=12, seed=seed
+        ),
+        model,
+        # Each step takes a tenth of what decays; gradients hardly matter.
+        lambda: keras.optimizers.SGD(1e-6, weight_decay=1e5),
+        num_epochs=1,
+        workdir=str(tmp_path / "run"),
+        deterministic=False,
+    )
+    (trained,) = seen
+    pooling = trained.blocks[0].layers[0].pooling
+    strides = np.asarray(pooling.stride_weights)
+    np.testing.assert_allclose(strides, 2.0, atol=1e-2)
+    assert np.any(strides != 2.0)
+    assert np.abs(np.asarray(trained.stem.kernel)).max() < 0.2
+
+
+def test_channels_come_first_on_a_gpu(monkeypatch, data_dir, tmp_path):
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind=None: ["a GPU"]
+    )
+    seen = []
+
+    def model(num_output_classes):
+        seen.append(keras.config.image_data_format())
+        raise ConfigError("that is all we wanted to know")
+
+    try:
+        with pytest.raises(ConfigError, match="all we wanted"):
+            train.train(
+                lambda seed: load_datasets("digits", 64, data_dir=data_dir),
+                model,
+                workdir=str(tmp_path),
+                deterministic=False,
+            )
+        assert seen == ["channels_first"]
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_a_model_of_the_other_data_format_is_refused(data_dir, tmp_path):
+    with pytest.raises(ConfigError, match="`channels_first` must be left out"):
+        train.train(
+            lambda seed: load_datasets("digits", 64, data_dir=data_dir),
+            lambda num_output_classes: resnet.Resnet(
+                [4, 8], [1, 2], channels_first=True
+            ),
+            workdir=str(tmp_path),
+            deterministic=False,
+        )
+
+
+MIRRORED = """
+import sys
+import tensorflow as tf
+
+cpu, = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import keras
+from diffstride import DiffStride, data, resnet, train
+
+def model(num_output_classes):
+    assert tf.distribute.get_strategy().num_replicas_in_sync == {replicas}
+    return resnet.Resnet(
+        [4, 8], [1, 2], num_output_classes, pooling_cls=DiffStride
+    )
+
+train.train(
+    lambda seed: data.load_datasets(
+        "digits", 64, data_dir=sys.argv[1], image_size=12, seed=seed,
+    ),
+    model,
+    lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+    num_epochs=2,
+    workdir=sys.argv[2],
+    devices={devices},
+)
+"""
+
+
+def test_two_devices(data_dir, tmp_path):
+    results = {}
+    for devices in (["CPU:0", "CPU:1"], ["CPU:0"]):
+        workdir = tmp_path / str(len(devices))
+        script = MIRRORED.format(devices=devices, replicas=len(devices))
+        done = subprocess.run(
+            [sys.executable, "-c", script, data_dir, str(workdir)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        results[len(devices)] = rows(workdir)
+    # Gradients are those of the whole batch; batch statistics are not.
+    for two, one in zip(results[2], results[1], strict=True):
+        assert two["step"] == one["step"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=0.15)
+        assert two["stride/pooling/height"] != 1.0
