@@ -6,7 +6,6 @@ parsed, and every binding is checked before anything runs.
 """
 
 import contextlib
-import importlib.resources
 import inspect
 import os
 import pathlib
@@ -133,7 +132,7 @@ def configs_dir() -> pathlib.Path:
     checkout = pathlib.Path(__file__).resolve().parent.parent / "configs"
     if (checkout / "base.gin").exists():
         return checkout
-    return pathlib.Path(str(importlib.resources.files("diffstride.configs")))
+    return pathlib.Path(__file__).resolve().with_name("configs")
 
 
 def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:

@@ -271,10 +271,10 @@ def _ramp(distance: Tensor, smoothness: float, cropping: bool) -> Tensor:
     if smoothness == 0:
         return ops.cast(distance > 0, distance.dtype)
     weight = distance / ops.cast(smoothness, distance.dtype)
-    above = weight > 0 if cropping else weight >= 0
-    on_ramp = ops.logical_and(above, weight <= 1)
+    below = weight <= 0 if cropping else weight < 0
+    off_ramp = ops.logical_or(below, weight > 1)
     flat = ops.cast(weight > 1, distance.dtype)
-    return ops.where(on_ramp, weight, flat)
+    return ops.where(off_ramp, flat, weight)
 
 
 def _matrices(

