@@ -15,24 +15,28 @@ setuptools.setup(
     packages=["diffstride", "diffstride.datasets", "diffstride.configs"],
     package_dir={"diffstride.configs": "configs"},
     package_data={"diffstride.configs": ["*.gin"]},
+    # The lower bounds were tried, all at once, with Python 3.11.
     install_requires=[
         "absl-py>=2.1",
         "gin-config>=0.5",
         # tensorflow-datasets imports it without requiring it.
         "importlib_resources>=6.4",
-        "keras>=3.8",
+        "keras>=3.11",
         "numpy>=1.26",
+        # tensorflow-metadata needs it and admits older ones.
+        "protobuf>=6.31.1",
         # tensorflow no longer brings it.
-        "tensorboard>=2.18",
-        "tensorflow>=2.18",
-        "tensorflow-datasets>=4.9.7",
+        "tensorboard>=2.20",
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.9",
         "typeguard>=4.3",
     ],
     extras_require={
         "datasets": ["scikit-learn>=1.5"],
+        "plot": ["matplotlib>=3.9"],
         "test": [
             "hypothesis>=6.100",
-            "jax>=0.4.38",
+            "jax>=0.10",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",

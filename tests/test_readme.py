@@ -1,0 +1,48 @@
+"""What README shows is run."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    model = names["model"]
+    model.compile("sgd", "mse")
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    model.fit(images, np.zeros((2, 10)), verbose=0)
+    assert names["learned"](images).shape == (2, 10)
+    assert len(names["learned"].blocks) == 4
+
+
+def test_paths_and_anchors_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            headings = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+            anchors = [h.lower().replace(" ", "-") for h in headings]
+            assert target[1:] in anchors
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    for path in re.findall(r"(?:scripts|configs|results|docs)/[\w.]+", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_figures_come_from_the_results_files():
+    from scripts_path import compare
+
+    text = (ROOT / "results" / "fashion_mnist.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert compare.table(rows) in README
+    digits = json.loads((ROOT / "results" / "digits.json").read_text())
+    assert f"test accuracy  {100 * digits['test_accuracy']:.2f} %" in README
+    for state in digits["pooling"]:
+        assert " x ".join(f"{s:.2f}" for s in state["strides"]) in README
