@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws a run: accuracy, and how the strides moved.
 
-    python scripts/plot_run.py exp/digits docs/digits.png
+python scripts/plot_run.py exp/digits docs/digits.png
 """
 
 import json

@@ -49,7 +49,11 @@ def output_and_gradients(layer, x, cotangent=None):
         layer.zero_grad()
         y = layer(x)
         loss_of(y).backward()
-        dx, dv = x.grad, [v.value.grad for v in layer.trainable_variables]
+        dx = x.grad
+        dv = [
+            ops.zeros_like(v) if v.value.grad is None else v.value.grad
+            for v in layer.trainable_variables
+        ]
     as_array = ops.convert_to_numpy
     return as_array(y), as_array(dx), [as_array(v) for v in dv]
 

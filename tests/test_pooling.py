@@ -27,8 +27,9 @@ smoothness_ = st.integers(0, 24).map(lambda n: n / 4)
 sizes_ = st.integers(1, 34)
 
 
-def images(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+def images(*shape, seed=0, mean=0.0):
+    x = np.random.default_rng(seed).normal(mean, size=shape)
+    return x.astype("float32")
 
 
 def apply(layer, x):
@@ -45,6 +46,9 @@ def flip(x, *axes):
 
 
 class TestAgainstOracle:
+    # Images have a mean: where little more than that is kept, errors are to be
+    # relative to more than a sum that happens to be small.
+
     @settings(max_examples=150, deadline=None)
     @given(
         sizes=st.tuples(sizes_, sizes_),
@@ -57,7 +61,7 @@ class TestAgainstOracle:
     def test_diffstride(
         self, sizes, strides, smoothness, cropping, norm, data_format
     ):
-        x = images(2, 3, *sizes)
+        x = images(2, 3, *sizes, mean=1.0)
         layer = DiffStride(
             strides,
             smoothness,
@@ -79,7 +83,7 @@ class TestAgainstOracle:
     )
     def test_shared_and_limited(self, sizes, stride, lower, width):
         upper = lower + width / 16
-        x = images(1, 2, *sizes)
+        x = images(1, 2, *sizes, mean=1.0)
         layer = DiffStride(
             stride,
             shared_stride=True,
@@ -99,7 +103,7 @@ class TestAgainstOracle:
         data_format=st.sampled_from(FORMATS),
     )
     def test_fixed(self, sizes, strides, norm, data_format):
-        x = images(2, 3, *sizes)
+        x = images(2, 3, *sizes, mean=1.0)
         layer = FixedSpectralPooling(
             strides, norm=norm, data_format=data_format
         )
@@ -399,7 +403,9 @@ def test_unknown_sizes_and_batches():
         for shape in ((1, 16, 16, 3), (5, 9, 30, 3), (2, 1, 4, 3)):
             x = images(*shape)
             np.testing.assert_allclose(
-                model.predict(x, verbose=0), np.asarray(layer(x)), atol=1e-5
+                model.predict(x, verbose=0),
+                ops.convert_to_numpy(layer(x)),
+                atol=1e-5,
             )
 
 
@@ -439,8 +445,9 @@ def test_strides_stay_float32_under_a_pure_half_policy(policy):
 def test_integer_images_are_welcome():
     x = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), "uint8")
     y = DiffStride(2.0)(x)
+    expected = DiffStride(2.0)(x.astype("float32"))
     np.testing.assert_allclose(
-        np.asarray(y), np.asarray(DiffStride(2.0)(x.astype("float32")))
+        ops.convert_to_numpy(y), ops.convert_to_numpy(expected)
     )
 
 
@@ -455,7 +462,7 @@ def test_a_stride_that_is_not_a_number_shows_in_the_output():
     layer = DiffStride(2.0)
     layer.build((None, 16, 16, 1))
     layer.stride_weights.assign([np.nan, 2.0])
-    y = np.asarray(layer(images(2, 16, 16, 1)))
+    y = ops.convert_to_numpy(layer(images(2, 16, 16, 1)))
     assert y.size and np.isnan(y).all()
 
 
