@@ -18,6 +18,10 @@ from diffstride.inspection import PoolingState, cost_of, pooling_states
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Raises at the first step whose loss is not finite, and names it.
 
+    What the last step of an epoch did shows in no training loss of that epoch;
+    therefore test loss and weights are looked at too, before anything is kept.
+    To this end it must come first among the callbacks.
+
     Raises:
         NonFiniteLossError: at the end of that step.
     """
@@ -28,15 +32,27 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Looks at the loss."""
+        self._batch = batch
         loss = (logs or {}).get("loss", 0.0)
-        if np.isfinite(loss):
-            return
-        # Batches counted by the optimizer, which goes on after a restart.
-        step = _step(self.model)
+        if not np.isfinite(loss):
+            self._stop(f"Loss is {loss}")
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Looks at the test loss and the weights."""
+        loss = (logs or {}).get("val_loss", 0.0)
+        if not np.isfinite(loss):
+            self._stop(f"Test loss is {loss} after")
+        for variable in self.model.trainable_variables:
+            if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+                self._stop(f"Weight {variable.path} is not finite after")
+
+    def _stop(self, what: str) -> None:
+        # Steps are the optimizer's, which goes on counting after a restart.
         raise NonFiniteLossError(
-            f"Loss is {loss} at step {step} (epoch {self._epoch + 1}, batch "
-            f"{batch + 1}). Training stopped; the last epoch that ended well is"
-            " kept. Try a lower learning rate."
+            f"{what}{'' if what.endswith('after') else ' at'} step "
+            f"{_step(self.model)} (epoch {self._epoch + 1}, batch "
+            f"{self._batch + 1}). Training stopped; the last epoch that ended "
+            "well is kept. Try a lower learning rate."
         )
 
 

@@ -9,6 +9,8 @@ import contextlib
 import inspect
 import os
 import pathlib
+import re
+import tokenize
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,8 +27,7 @@ _OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Nadam")
 _SCHEDULES = ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay")
 _BINDINGS = "--gin_bindings"
 
-# Parameters behind the `**kwargs` of what is registered.
-_LAYER_KWARGS = {"name", "dtype"}
+_ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
 _OPTIMIZER_KWARGS = {
     name
     for name in inspect.signature(keras.Optimizer).parameters
@@ -104,6 +105,12 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
             f"{error.filename or _BINDINGS}, line {error.lineno}: "
             f"{error.msg} Received: {text}"
         ) from error
+    except tokenize.TokenError as error:
+        sources = ", ".join(files) if files else _BINDINGS
+        raise ConfigError(
+            f"Unfinished statement, a bracket or quote left open, in {sources}"
+            f"{' or ' + _BINDINGS if files and bindings else ''}"
+        ) from error
     except Exception as error:
         message = str(error).replace("bindings string", _BINDINGS)
         raise ConfigError(message) from error
@@ -139,17 +146,21 @@ def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
     """Tells where the parameter that an error is about was set.
 
     Args:
-        message: an error's text, with the parameter in backquotes.
+        message: an error's text, with the parameter in backquotes and with the
+            chain of calls that gin appends.
         files: the config files that were loaded.
         bindings: the bindings that were loaded.
 
     Returns:
         A sentence, or nothing if the parameter was not set.
     """
+    called = re.search(r"In call to configurable '([\w.]+)'", message)
     found = [
         f"`{statement.selector}.{statement.arg_name}` is set in {where}"
         for statement, where in _statements(files, bindings)
         if f"`{statement.arg_name}`" in message
+        and called
+        and statement.selector.endswith(called[1].rpartition(".")[2])
     ]
     return found[-1] if found else ""
 
@@ -253,24 +264,42 @@ def _check(statement: Any, where: str) -> None:
             f"{where}: `{selector}` has no parameter `{name}`. It has: "
             f"{', '.join(sorted(parameters))}"
         )
-    if isinstance(value, gin.config.ConfigurableReference):
-        macro = value.selector == "gin.macro" or value.evaluate
-        if not macro:
-            value = value.scoped_configurable_fn
-        elif value.selector.endswith("macro"):
-            value = _macro(value, where)
-        else:
-            return  # The result of a call, known when it is made.
     hint = parameters[name]
-    if hint is None:
+    value = _resolve(value, where)
+    if hint is None or _is_computed(value):
         return
     try:
-        typeguard.check_type(value, hint)
+        typeguard.check_type(
+            value,
+            hint,
+            collection_check_strategy=_ALL_ITEMS,
+        )
+        wrong = isinstance(value, bool) and hint in (int, float)
     except typeguard.TypeCheckError:
+        wrong = True
+    if wrong:
         raise ConfigError(
             f"{where}: `{selector}.{name}` must be {_describe(hint)}. "
             f"Received: {value!r}"
-        ) from None
+        )
+
+
+def _resolve(value: Any, where: str) -> Any:
+    """Puts values in the place of references, but for calls yet to be made."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolve(item, where) for item in value)
+    if not isinstance(value, gin.config.ConfigurableReference):
+        return value
+    if value.selector.endswith("macro"):
+        return _resolve(_macro(value, where), where)
+    return value if value.evaluate else value.scoped_configurable_fn
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether a value, or part of it, comes of a call yet to be made."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_computed, value))
+    return isinstance(value, gin.config.ConfigurableReference)
 
 
 def _macro(reference: Any, where: str) -> Any:
@@ -290,7 +319,7 @@ def _parameters(selector: str, target: Any) -> dict[str, Any]:
     result = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            result |= dict.fromkeys(_hidden_parameters(selector, target))
+            result |= _hidden_parameters(selector, target)
         elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
             default = parameter.default
             numeric = type(default) in (int, float)
@@ -298,14 +327,15 @@ def _parameters(selector: str, target: Any) -> dict[str, Any]:
     return result
 
 
-def _hidden_parameters(selector: str, target: Any) -> set[str]:
+def _hidden_parameters(selector: str, target: Any) -> dict[str, Any]:
+    """Parameters behind a `**kwargs`, likewise."""
     if selector.rpartition(".")[2] in _named:
-        return set(inspect.signature(resnet.Resnet).parameters) - {"kwargs"}
+        return _parameters("resnet.Resnet", resnet.Resnet)
     if inspect.isclass(target) and issubclass(target, keras.Optimizer):
-        return _OPTIMIZER_KWARGS
+        return dict.fromkeys(_OPTIMIZER_KWARGS)
     if inspect.isclass(target) and issubclass(target, keras.layers.Layer):
-        return _LAYER_KWARGS
-    return set()
+        return {"name": str | None, "dtype": str | None}
+    return {}
 
 
 def _describe(hint: Any) -> str:

@@ -106,13 +106,15 @@ def load_datasets(
         resizing: `"resize"` scales to `image_size`; `"pad"` pads or crops to
             it, around the centre.
         mean: mean of each channel, for pixels in [0, 1]. By default the known
-            constants of the data set, else measured on the training split.
+            constants of the data set, else measured on the first 10,000
+            examples of the training split.
         std: deviation of each channel, likewise.
         train_split: TFDS split to train on, such as `"train[:90%]"`.
         test_split: TFDS split to test on; by default `"test"`, or else
             `"validation"`.
         shuffle_buffer: number of (still encoded) examples that are held and
-            shuffled together; by default all of them, a full shuffle.
+            shuffled together, one such window after the other; by default all
+            of them, a full shuffle. To be set where they exceed the memory.
         seed: seed of order, augmentation and Mixup.
 
     Returns:
@@ -122,10 +124,15 @@ def load_datasets(
         DataError: if the data set does not exist, is not at hand and cannot be
             downloaded, or does not fit the other arguments.
     """
-    if mixup_alpha < 0:
-        raise DataError(
-            f"`mixup_alpha` must be >= 0. Received: mixup_alpha={mixup_alpha}"
-        )
+    for argument, value, least in (
+        ("mixup_alpha", mixup_alpha, 0),
+        ("batch_size", batch_size, 1),
+        ("shuffle_buffer", shuffle_buffer or 1, 1),
+    ):
+        if value < least:
+            raise DataError(
+                f"`{argument}` must be >= {least}. Received: {argument}={value}"
+            )
     if resizing not in ("resize", "pad"):
         raise DataError(
             f"`resizing` must be 'resize' or 'pad'. Received: {resizing!r}"
@@ -154,17 +161,29 @@ def load_datasets(
             return tf.image.resize_with_crop_or_pad(image, *size)
         return tf.image.resize(image, size, antialias=True)
 
+    for argument, split in (
+        ("train_split", train_split),
+        ("test_split", test_split),
+    ):
+        try:
+            read(split)
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"`{argument}` must be a split of '{name}'. Received: "
+                f"{argument}={split!r}. {error}"
+            ) from error
     if mean is None or std is None:
-        known = NORMALIZATION.get(name) or _measure(
+        known = NORMALIZATION.get(builder.name) or _measure(
             read(train_split).take(_MEASURED_EXAMPLES), decode
         )
         mean = known[0] if mean is None else mean
         std = known[1] if std is None else std
     channels = features["image"].shape[-1]
-    if len(mean) != channels or len(std) != channels:
+    if not len(mean) == len(std) == channels or min(std) <= 0:
         raise DataError(
             f"`mean` and `std` must have one number for each of the {channels} "
-            f"channels of '{name}'. Received: mean={mean}, std={std}"
+            f"channels of '{name}', those of `std` above 0. Received: "
+            f"mean={mean}, std={std}"
         )
 
     def finish(image: tf.Tensor, label: tf.Tensor) -> tuple:
@@ -263,6 +282,8 @@ def pad_crop_flip(
     crop_seed, flip_seed = tf.unstack(
         tf.random.experimental.stateless_split(seed, 2)
     )
+    if pad < 0:
+        raise DataError(f"`pad` must be >= 0. Received: pad={pad}")
     padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
     image = tf.image.stateless_random_crop(padded, image.shape, crop_seed)
     if flip:
@@ -322,13 +343,15 @@ def _prepared_builder(
     """Builder of a data set that is on disk, if need be from the network."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except tfds.core.registered.DatasetNotFoundError as error:
         known = [*tfds.list_builders(), "digits"]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise DataError(
             f"`name` must be a data set of TFDS. Received: name={name!r}.{hint}"
         ) from error
+    except Exception as error:
+        raise DataError(f"Data set '{name}' cannot be used: {error}") from error
     features = builder.info.features
     if (
         features is None
@@ -342,18 +365,32 @@ def _prepared_builder(
         )
     if not builder.data_path.exists():
         _check_reachable(builder)
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"Data set '{name}' could not be built in "
+                f"{builder.data_dir_root}: {type(error).__name__}: "
+                f"{str(error)[:500]}"
+            ) from error
     return builder
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
     """Fails now where TFDS would retry for minutes."""
     manual_dir = builder.data_dir_root / "downloads" / "manual"
+    files = {
+        url: info.filename for url, info in (builder.url_infos or {}).items()
+    }
     missing = [
         url
-        for url, info in (builder.url_infos or {}).items()
-        if not (manual_dir / info.filename).exists()
+        for url, file in files.items()
+        if not (file and (manual_dir / file).exists())
     ]
+    if not files and type(builder).__module__.startswith("tensorflow_datasets"):
+        missing = [builder.info.homepage]  # The best guess there is.
     if not missing:
         return
     url = missing[0]
@@ -362,15 +399,20 @@ def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
         urllib.request.urlopen(request, timeout=_NETWORK_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return  # Somebody answers; TFDS will say what is wrong.
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        by_hand = (
+            "build it from files on disk: python -m diffstride.datasets.prepare"
+            f" --name={builder.name} --files=FOLDER "
+            f"--data_dir={builder.data_dir_root}"
+            if files and all(files.values())
+            else "prepare it with TFDS elsewhere (see "
+            f"{builder.info.homepage}) and name its folder with --data_dir"
+        )
         raise DataError(
             f"Data set '{builder.name}' is not in {builder.data_dir_root} and "
             f"cannot be downloaded from {url} ({error}). Either run the same "
             "command once where there is a network and copy that folder here "
-            "(--data_dir tells where it is), or build it from files on disk: "
-            "python -m diffstride.datasets.prepare "
-            f"--name={builder.name} --files=FOLDER "
-            f"--data_dir={builder.data_dir_root}"
+            f"(--data_dir tells where it is), or {by_hand}"
         ) from error
 
 

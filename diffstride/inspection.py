@@ -6,7 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from diffstride.pooling import DiffStride, FixedSpectralPooling
+from diffstride.pooling import (
+    DiffStride,
+    FixedSpectralPooling,
+    SpatialPooling,
+)
 from diffstride.regularizers import stride_cost
 
 
@@ -31,17 +35,20 @@ class PoolingState(NamedTuple):
 
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns the spectral pooling layers of a model, each once."""
+    """Returns the pooling layers of a model that are ours, each once."""
+    kinds = (DiffStride, FixedSpectralPooling, SpatialPooling)
     return [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, (DiffStride, FixedSpectralPooling))
+        layer for layer in model._flatten_layers() if isinstance(layer, kinds)
     ]
 
 
 def stride_variables(model: keras.Model) -> list[Any]:
     """Returns the stride variables of a model's pooling layers."""
-    return [layer.stride_weights for layer in pooling_layers(model)]
+    return [
+        layer.stride_weights
+        for layer in pooling_layers(model)
+        if isinstance(layer, (DiffStride, FixedSpectralPooling))
+    ]
 
 
 def pooling_states(
@@ -54,7 +61,7 @@ def pooling_states(
         image_shape: shape of one image, without batch dimension.
 
     Returns:
-        The state of each spectral pooling layer, in the order in which they
+        The state of each pooling layer, in the order in which they
         are first reached, which is that of depth.
     """
     seen: dict[int, PoolingState] = {}
@@ -93,11 +100,11 @@ def _state(
     model: keras.Model, layer: Any, input_shape: Any, output_shape: Any
 ) -> PoolingState:
     first = 1 if layer.data_format == "channels_last" else 2
-    values = ops.convert_to_numpy(layer.stride_weights)
-    path = layer.stride_weights.path.removesuffix("/strides")
+    weights = getattr(layer, "stride_weights", layer.strides)
+    values = ops.convert_to_numpy(weights)
     return PoolingState(
-        name=path.removeprefix(f"{model.name}/"),
-        initial=layer.strides,
+        name=layer.path.removeprefix(f"{model.name}/"),
+        initial=tuple(float(s) for s in layer.strides),
         strides=(float(values[0]), float(values[-1])),
         input_size=tuple(int(n) for n in input_shape[first : first + 2]),
         output_size=tuple(int(n) for n in output_shape[first : first + 2]),

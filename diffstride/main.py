@@ -6,11 +6,13 @@ r"""Trains a network as a gin config says.
 
 import os
 import pathlib
+import sys
 from logging import WARNING
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import tensorflow_datasets as tfds  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from diffstride import config  # noqa: E402
@@ -70,13 +72,15 @@ def main(argv: list[str]) -> int:
             logging.warning(sentence)
         return text
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_reading)
     try:
         config.run_training(config_fn=settings)
     except UserError as error:
         message = config.plain(error)
-        place = config.locate(message, _CONFIG.value, bindings)
+        place = config.locate(str(error), _CONFIG.value, bindings)
         raise UserError(f"{message} {place}") from error
     return 0
 

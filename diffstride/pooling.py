@@ -412,6 +412,13 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
+        for name, value in (("pool_size", pool_size), ("strides", strides)):
+            pair = value if hasattr(value, "__len__") else (value, value)
+            if not all(_is_number(v) and v == int(v) >= 1 for v in pair):
+                raise ValueError(
+                    f"`{name}` must be an integer >= 1 or a pair of them. "
+                    f"Received: {name}={value!r}"
+                )
         super().__init__(
             pool_size=pool_size,
             strides=strides,

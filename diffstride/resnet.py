@@ -7,6 +7,7 @@ branch and the shortcut alike.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ class ResidualLayer(keras.layers.Layer):
         self.conv_in.build(input_shape)
         shape = self.conv_in.compute_output_shape(input_shape)
         # The two orders give the same result when the pooling acts alike and
-        # linearly on every channel; then the one with less to do is taken.
+        # linearly on every channel. Pooling first then costs less: the pooling
+        # has no more channels to do, and the convolution fewer pixels.
         self._pool_first = (
             getattr(self.pooling, "commutes_with_pointwise", False)
             and channels <= self.filters
@@ -567,6 +569,8 @@ def _parse_strides(strides: Sequence[Stride] | str) -> list:
         return list(strides)
     try:
         numbers = [float(s) for s in strides.split(",")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
     except ValueError:
         raise ValueError(
             "`strides` must be numbers separated by commas, such as "

@@ -56,7 +56,8 @@ def train(
         deterministic: whether TensorFlow is held to deterministic operations,
             without which a resumed run may differ in the last digits.
         config_fn: called once model and optimizer are there, returns the
-            settings in force as text.
+            settings in force as text. Without it, going on in a workdir with
+            other arguments is not noticed.
 
     Returns:
         The content of `summary.json`.
@@ -65,6 +66,7 @@ def train(
         UserError: if data, settings or workdir do not allow the run.
         NonFiniteLossError: if the loss ceases to be finite.
     """
+    _check_arguments(num_epochs, seed, label_smoothing)
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -93,7 +95,13 @@ def train(
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = pathlib.Path(workdir)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"`workdir` must be a folder that can be made. Received: {workdir} "
+            f"({error})"
+        ) from error
     config_text = config_fn() if config_fn else ""
     backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
     _write_config(root / "config.gin", config_text, resuming=backup.path)
@@ -125,8 +133,10 @@ def train(
                 backup,
             ],
         )
+    # Replicas have batch statistics of their own. The model that is tested is
+    # to be the one that is kept.
+    backup.restore(model)
     callbacks.replace_file(root / "model.keras", model.save)
-
     test = model.evaluate(datasets.test, verbose=0, return_dict=True)
     states = pooling_states(model, datasets.image_shape)
     summary = {
@@ -139,7 +149,10 @@ def train(
         "environment": _environment(),
         "pooling": [state._asdict() for state in states],
     }
-    (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1) + "\n"
+    callbacks.replace_file(
+        root / "summary.json", lambda beside: beside.write_text(text)
+    )
     print(format_summary(summary, states))
     return summary
 
@@ -198,11 +211,43 @@ def _environment() -> dict[str, Any]:
     }
 
 
+def _check_arguments(
+    num_epochs: int, seed: int, label_smoothing: float
+) -> None:
+    for name, value, good, expected in (
+        ("num_epochs", num_epochs, num_epochs >= 1, "at least 1"),
+        ("seed", seed, 0 <= seed < 2**31, "from 0 to 2**31 - 1"),
+        (
+            "label_smoothing",
+            label_smoothing,
+            0 <= label_smoothing < 1,
+            "at least 0 and below 1",
+        ),
+    ):
+        if not good:
+            raise ConfigError(
+                f"`{name}` must be {expected}. Received: {name}={value}"
+            )
+
+
 def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
+    present = tf.config.list_logical_devices()
     if devices is None:
-        devices = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
+        devices = [d.name for d in present if d.device_type == "GPU"]
+    names = [d.name for d in present]
+    for device in devices:
+        if not any(name.endswith(f":{device}") for name in names) and (
+            device not in names
+        ):
+            raise ConfigError(
+                "`devices` must be among those of this machine, "
+                f"{', '.join(n.split('device:')[-1] for n in names)}. "
+                f"Received: devices={list(devices)}"
+            )
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(list(devices))
+    if devices:
+        return tf.distribute.OneDeviceStrategy(devices[0])
     return tf.distribute.get_strategy()
 
 

@@ -29,6 +29,9 @@ _CONFIG = flags.DEFINE_string("gin_config", None, "Config of all runs.")
 _STRIDES = flags.DEFINE_multi_string(
     "strides", [], "Initial strides, such as 1,1,2,2. Several times."
 )
+_PARAMETER = flags.DEFINE_string(
+    "strides_parameter", "resnet.Resnet.strides", "What --strides sets."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS data lies.")
 _WORKDIR = flags.DEFINE_string("workdir", "exp/compare", "Where runs are kept.")
@@ -93,22 +96,26 @@ def _run(method: str, strides: str, seed: int) -> dict:
     stem = pathlib.Path(_CONFIG.value).stem
     name = f"{stem}_{method}_{strides.replace(',', '-')}_{seed}"
     workdir = pathlib.Path(_WORKDIR.value) / name
-    summary = workdir / "summary.json"
-    if not summary.exists():
-        command = [
-            sys.executable,
-            *("-m", "diffstride.main"),
-            f"--gin_config={_CONFIG.value}",
-            f"--gin_bindings=resnet.Resnet.pooling_cls = {_METHODS[method]}",
-            f"--gin_bindings=resnet.Resnet.strides = '{strides}'",
-            f"--workdir={workdir}",
-            f"--seed={seed}",
-        ]
-        if _DATA_DIR.value:
-            command.append(f"--data_dir={_DATA_DIR.value}")
-        if subprocess.run(command).returncode:
-            raise UserError(f"The run {name} failed; see above")
-    result = json.loads(summary.read_text())
+    # A finished run is only summed up again, and checked to be this one.
+    command = [
+        sys.executable,
+        *("-m", "diffstride.main"),
+        f"--gin_config={_CONFIG.value}",
+        f"--gin_bindings=resnet.Resnet.pooling_cls = {_METHODS[method]}",
+        f"--gin_bindings={_PARAMETER.value} = '{strides}'",
+        f"--workdir={workdir}",
+        f"--seed={seed}",
+    ]
+    if _DATA_DIR.value:
+        command.append(f"--data_dir={_DATA_DIR.value}")
+    if subprocess.run(command).returncode:
+        raise UserError(f"The run {name} failed; see above")
+    if f"strides = '{strides}'" not in (workdir / "config.gin").read_text():
+        raise UserError(
+            f"{_PARAMETER.value} has no effect with {_CONFIG.value}; name "
+            "another with --strides_parameter, such as resnet.resnet18.strides"
+        )
+    result = json.loads((workdir / "summary.json").read_text())
     config = pathlib.Path(_CONFIG.value).name
     return {"method": method, "strides": strides, "config": config, **result}
 

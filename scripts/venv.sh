@@ -10,6 +10,6 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: $python is not Python >= 3.11. Name another with PYTHON=..." >&2
   exit 1
 fi
-[ -d "$venv" ] || "$python" -m venv "$venv"
+[ -f "$venv/bin/activate" ] || "$python" -m venv "$venv"
 . "$venv/bin/activate"
 python -m pip install --quiet --editable ".[$1]"

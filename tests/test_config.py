@@ -1,7 +1,7 @@
 import gin
 import pytest
 
-from diffstride import config, data, pooling, resnet
+from diffstride import config, pooling, resnet
 from diffstride.errors import ConfigError
 
 
@@ -17,11 +17,7 @@ def built(*bindings):
     return gin.get_configurable("resnet.resnet18")()
 
 
-def test_bindings_of_the_release_work_verbatim(monkeypatch):
-    received = {}
-    monkeypatch.setattr(
-        data, "load_datasets", lambda **kwargs: received.update(kwargs)
-    )
+def test_bindings_of_the_release_work_verbatim():
     model = built(
         "data.load_datasets.name = 'cifar100'",
         "data.load_datasets.mixup_alpha = 0.0",
@@ -150,6 +146,22 @@ def file_with(tmp_path, *lines):
             "`keras.optimizers.SGD.momentum` must be float. Received: 'high'",
         ),
         ("train.num_epochs = %EPOCHS", "there is no macro `EPOCHS`"),
+        (
+            "train.num_epochs = True",
+            "`train.num_epochs` must be int. Received: True",
+        ),
+        (
+            "resnet.Resnet.filters = [4, 'x']",
+            "`resnet.Resnet.filters` must be Sequence[int]. Received: [4, 'x']",
+        ),
+        (
+            "resnet.resnet18.filters = 'x'",
+            "`resnet.resnet18.filters` must be Sequence[int]. Received: 'x'",
+        ),
+        (
+            "pooling.DiffStride.dtype = 3",
+            "`pooling.DiffStride.dtype` must be str | None. Received: 3",
+        ),
         ("train.num_epochs = ", "Unable to parse value"),
         ("include 'nowhere.gin'", "Unable to open file: nowhere.gin"),
     ],
@@ -181,6 +193,7 @@ def test_right_types_are_accepted():
         [
             "EPOCHS = 3",
             "train.num_epochs = %EPOCHS",
+            "resnet.Resnet.filters = [%EPOCHS, 16, %EPOCHS]",
             "pooling.DiffStride.smoothness_factor = 4",
             "pooling.DiffStride.upper_limit_stride = None",
             "resnet.Resnet.strides = [1, (2, 3), 2.5]",
@@ -212,9 +225,18 @@ def test_bindings_that_nothing_uses_are_told():
     ]
 
 
+def test_an_open_bracket_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="Unfinished statement.*gin_bindings"):
+        config.load([], ["train.num_epochs = [1,"])
+
+
 def test_locate_tells_where_a_refused_value_was_set(tmp_path):
-    path = file_with(tmp_path, "pooling.DiffStride.norm = 'unit'")
-    message = "`norm` must be one of ..."
+    path = file_with(
+        tmp_path,
+        "pooling.DiffStride.norm = 'unit'",
+        "pooling.FixedSpectralPooling.norm = 'forward'",
+    )
+    message = "`norm` must be ... In call to configurable 'DiffStride' (<...>)"
     assert config.locate(message, [path], []) == (
         f"`pooling.DiffStride.norm` is set in {path}, line 2"
     )

@@ -1,5 +1,6 @@
 import collections
 import time
+import urllib.error
 
 import keras
 import numpy as np
@@ -153,7 +154,8 @@ def test_resizing_and_padding(data_dir):
             np.testing.assert_array_equal(large[:, 2:10, 2:10], small)
             assert large.sum() == pytest.approx(small.sum())
         else:
-            np.testing.assert_allclose(large.mean(), small.mean(), rtol=0.05)
+            expected = tf.image.resize(small, (12, 12), antialias=True)
+            np.testing.assert_allclose(large, expected, atol=1e-5)
 
 
 def test_channels_first_follows_keras(data_dir):
@@ -237,9 +239,8 @@ def test_mixup_alpha_is_used(alpha, data_dir):
     labels = np.concatenate([arrays(loaded.epoch(e))[1] for e in range(4)])
     larger = labels.max(-1)
     two_classes = (labels > 0).sum(-1) == 2
-    expected = np.abs(weights - 0.5).mean()
     got = (larger[two_classes] - 0.5).mean()
-    # Pairs of one class do not tell; nor, for float32, do weights of 0 and 1.
+    # Pairs of one class do not tell; nor, in float32, do weights of 0 and 1.
     visible = np.minimum(weights, 1 - weights) > 0
     expected = np.abs(weights[visible] - 0.5).mean()
     np.testing.assert_allclose(got, expected, atol=0.02)
@@ -260,6 +261,36 @@ def test_missing_data_without_network_fails_within_seconds(tmp_path):
         assert text in message
 
 
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("imagenet2012", "prepare it with TFDS elsewhere"),
+        ("domainnet", "prepare it with TFDS elsewhere"),
+        ("cifar100", "python -m diffstride.datasets.prepare"),
+    ],
+)
+def test_missing_data_of_any_kind_is_one_line(name, hint, tmp_path):
+    with pytest.raises(DataError, match=hint):
+        data.load_datasets(name, data_dir=str(tmp_path), image_size=8)
+
+
+def test_what_tfds_cannot_build_is_one_line(tmp_path, monkeypatch):
+    # Somebody answers, and then the download fails.
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 403, "no", {}, None)
+
+    def fail(self):
+        raise RuntimeError("Failed to get url. HTTP code: 403.")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    builder_cls = tfds.builder_cls("cifar10")
+    monkeypatch.setattr(builder_cls, "download_and_prepare", fail)
+    with pytest.raises(
+        DataError, match="'cifar10' could not be built in .*403"
+    ):
+        data.load_datasets("cifar10", data_dir=str(tmp_path))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     def refuse(*args, **kwargs):
@@ -276,6 +307,11 @@ def no_network(monkeypatch):
         ({"mixup_alpha": -0.1}, "`mixup_alpha` must be >= 0"),
         ({"resizing": "stretch"}, "`resizing` must be 'resize' or 'pad'"),
         ({"image_size": (8, 8, 8)}, "`image_size` must be a positive number"),
+        ({"batch_size": 0}, "`batch_size` must be >= 1"),
+        ({"shuffle_buffer": -2}, "`shuffle_buffer` must be >= 1"),
+        ({"std": [0.0]}, "those of `std` above 0"),
+        ({"train_split": "trian"}, "`train_split` must be a split of 'digits'"),
+        ({"test_split": "tset"}, "`test_split` must be a split of 'digits'"),
         ({"image_size": 0}, "`image_size` must be a positive number"),
         ({"batch_size": 1438}, "1438 images make a training batch, but"),
         (

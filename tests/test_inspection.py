@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from diffstride import DiffStride, FixedSpectralPooling
+from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
 from diffstride.inspection import (
     cost_of,
     pooling_layers,
@@ -69,7 +69,18 @@ def test_a_shared_layer_is_counted_once():
     assert cost_of(states) == pytest.approx(1 / 4)
 
 
-def test_a_model_without_spectral_pooling():
+def test_average_pooling_is_reported_too():
+    model = Resnet([4, 8], [1, (2, 3)], pooling_cls=SpatialPooling)
+    model.build((None, 12, 12, 1))
+    stem, block = pooling_states(model, (12, 12, 1))
+    assert block.strides == block.initial == (2.0, 3.0)
+    assert (block.input_size, block.output_size) == ((12, 12), (6, 4))
+    assert block.name == "block_1/layer_1/pooling"
+    assert not block.learned
+    assert stride_variables(model) == []
+
+
+def test_a_model_without_pooling():
     model = Resnet([4, 8], [1, 2])
     model.build((None, 8, 8, 1))
     assert pooling_states(model, (8, 8, 1)) == []

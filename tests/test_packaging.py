@@ -15,7 +15,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "module", ["diffstride", "diffstride.pooling", "diffstride.resnet"]
+    "module",
+    [
+        "diffstride",
+        "diffstride.spectral",
+        "diffstride.pooling",
+        "diffstride.regularizers",
+        "diffstride.resnet",
+    ],
 )
 def test_layers_import_neither_tensorflow_nor_gin_nor_tfds(module):
     script = (

@@ -74,12 +74,17 @@ def prepare(
     if name == "fashion_mnist":
         return _prepare_fashion_mnist(builder, folder, data_dir)
     wanted = [info.filename for info in (builder.url_infos or {}).values()]
+    if not wanted or not all(wanted):
+        raise DataError(
+            f"TFDS does not tell the archives of '{name}' by name, so they "
+            "cannot be taken from disk; prepare it with TFDS where there is a "
+            "network and name its folder with --data_dir"
+        )
     missing = [file for file in wanted if not (folder / file).exists()]
-    if missing or not wanted:
+    if missing:
         raise DataError(
             f"`files` must be a folder with the archives of '{name}': "
-            f"{', '.join(wanted) or 'none are known'}. "
-            f"Missing in {folder}: {', '.join(missing)}"
+            f"{', '.join(wanted)}. Missing in {folder}: {', '.join(missing)}"
         )
     try:
         builder.download_and_prepare(
