@@ -127,7 +127,7 @@ def load_datasets(
     for argument, value, least in (
         ("mixup_alpha", mixup_alpha, 0),
         ("batch_size", batch_size, 1),
-        ("shuffle_buffer", shuffle_buffer or 1, 1),
+        ("shuffle_buffer", 1 if shuffle_buffer is None else shuffle_buffer, 1),
     ):
         if value < least:
             raise DataError(
@@ -202,15 +202,6 @@ def load_datasets(
             f"{num_examples}. Received: batch_size={batch_size}"
         )
 
-    # `Dataset.shuffle` would do, did it not mix in the process's global seed.
-    def permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
-        own_seed = tf.random.experimental.stateless_fold_in(seed, index)
-        count = tf.shape(window[0])[0]
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(count), own_seed
-        )
-        return tf.nest.map_structure(lambda x: tf.gather(x, order), window)
-
     @tf.autograph.experimental.do_not_convert
     def epoch(number: int) -> tf.data.Dataset:
         number = tf.cast(number, tf.int64)  # The dtype decides the outcome.
@@ -231,7 +222,7 @@ def load_datasets(
         batches = (
             train_examples.batch(shuffle_buffer or num_examples)
             .enumerate()
-            .map(lambda index, window: permute(order_seed, index, window))
+            .map(lambda index, window: _permute(order_seed, index, window))
             .unbatch()
             .map(example, num_parallel_calls=tf.data.AUTOTUNE)
             .batch(group_size, drop_remainder=True)
@@ -335,6 +326,17 @@ def mixup(
         return weight * first + (1.0 - weight) * second
 
     return merge(images), merge(labels)
+
+
+def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
+    """Shuffles a batch of examples, the `index`-th of its epoch.
+
+    `Dataset.shuffle` would do, did it not mix in the process's global seed.
+    """
+    own_seed = tf.random.experimental.stateless_fold_in(seed, index)
+    count = tf.shape(window[0])[0]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), own_seed)
+    return tf.nest.map_structure(lambda x: tf.gather(x, order), window)
 
 
 def _prepared_builder(

@@ -24,6 +24,7 @@ References:
 import math
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -320,5 +321,11 @@ def _known(size: Tensor) -> Size:
     """`size` as a Python integer, unless it is symbolic."""
     try:
         return int(size)
-    except TypeError:
-        return size
+    except TypeError as error:
+        if keras.backend.backend() != "jax":
+            return size
+        raise NotImplementedError(
+            "JAX cannot trace a map whose size depends on a learned stride, "
+            "as `fit` and `jax.jit` would have it. Call the layer eagerly, set "
+            "`cropping=False`, or use the tensorflow or torch backend."
+        ) from error

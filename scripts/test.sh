@@ -5,7 +5,6 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh datasets,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
-# The layers know nothing of TensorFlow: the same tests, on another backend.
-KERAS_BACKEND=jax python -m pytest -q -n 2 \
-  tests/test_spectral.py tests/test_pooling.py tests/test_goldens.py
+# The layers know nothing of TensorFlow: the goldens, on another backend.
+KERAS_BACKEND=jax python -m pytest -q -n 2 tests/test_goldens.py
 python -m pytest -q -n 2 "$@"

@@ -308,7 +308,7 @@ def no_network(monkeypatch):
         ({"resizing": "stretch"}, "`resizing` must be 'resize' or 'pad'"),
         ({"image_size": (8, 8, 8)}, "`image_size` must be a positive number"),
         ({"batch_size": 0}, "`batch_size` must be >= 1"),
-        ({"shuffle_buffer": -2}, "`shuffle_buffer` must be >= 1"),
+        ({"shuffle_buffer": 0}, "`shuffle_buffer` must be >= 1"),
         ({"std": [0.0]}, "those of `std` above 0"),
         ({"train_split": "trian"}, "`train_split` must be a split of 'digits'"),
         ({"test_split": "tset"}, "`test_split` must be a split of 'digits'"),

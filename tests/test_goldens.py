@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 from gradients import output_and_gradients, relative_error
@@ -50,3 +51,12 @@ def test_the_stride_that_the_release_stores_is_the_one_used():
     layer = diffstride.DiffStride(**{**kwargs, "strides": raised})
     y = output_and_gradients(layer, golden["x"])[0]
     assert relative_error(y, golden["y"]) < TOLERANCE
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="about JAX")
+def test_fit_on_jax_says_what_is_the_matter():
+    layer = diffstride.DiffStride(2.0)
+    model = keras.Sequential([layer, keras.layers.GlobalAveragePooling2D()])
+    model.compile("sgd", "mse")
+    with pytest.raises(Exception, match="JAX cannot trace a map whose size"):
+        model.fit(np.zeros((2, 16, 16, 1)), np.zeros((2, 1)), verbose=0)
