@@ -66,7 +66,10 @@ def _draw_strides(axes: plt.Axes, rows: list[dict]) -> None:
                 label=f"{title}, {axis}",
             )
     axes.set(xlabel="epoch", ylabel="stride (input size / nominal size)")
-    if names:
+    if not names:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no spectral pooling in this run", ha="center")
+    else:
         axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
 
 
