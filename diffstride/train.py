@@ -76,6 +76,8 @@ def train(
     )
     with as_config_errors():
         datasets = load_data_fn(seed=seed)
+        # Again, as TFDS draws numbers when it has to build a data set first.
+        keras.utils.set_random_seed(seed)
         with _strategy(devices).scope():
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -394,6 +395,26 @@ def test_strides_are_kept_out_of_weight_decay(data_dir, tmp_path):
     strides = np.asarray(pooling.stride_weights)
     np.testing.assert_allclose(strides, 2.0, atol=1e-2)
     assert np.abs(np.asarray(trained.stem.kernel)).max() < 0.2
+
+
+def test_initial_weights_do_not_depend_on_how_data_was_loaded(
+    data_dir, tmp_path
+):
+    losses = []
+    for draws in (0, 3):
+
+        def load(seed, draws=draws):
+            for _ in range(draws):  # As TFDS does while it builds.
+                random.random()
+                np.random.random()
+            return load_datasets(
+                "digits", 128, data_dir=data_dir, image_size=12, seed=seed
+            )
+
+        workdir = tmp_path / str(draws)
+        train.train(load, tiny, workdir=str(workdir), deterministic=False)
+        losses.append(rows(workdir)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_channels_come_first_on_a_gpu(monkeypatch, data_dir, tmp_path):
