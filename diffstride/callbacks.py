@@ -35,7 +35,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         self._batch = batch
         loss = (logs or {}).get("loss", 0.0)
         if not np.isfinite(loss):
-            self._stop(f"Loss is {loss}")
+            self._stop(f"Loss is {loss} at")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Looks at the test loss and the weights."""
@@ -49,8 +49,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     def _stop(self, what: str) -> None:
         # Steps are the optimizer's, which goes on counting after a restart.
         raise NonFiniteLossError(
-            f"{what}{'' if what.endswith('after') else ' at'} step "
-            f"{_step(self.model)} (epoch {self._epoch + 1}, batch "
+            f"{what} step {_step(self.model)} (epoch {self._epoch + 1}, batch "
             f"{self._batch + 1}). Training stopped; the last epoch that ended "
             "well is kept. Try a lower learning rate."
         )
@@ -128,11 +127,8 @@ class EpochRecorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Rewrites the file without the rows that will be repeated."""
-
-        def write(path: pathlib.Path) -> None:
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
-
-        replace_file(self.path, write)
+        lines = [json.dumps(row) + "\n" for row in self.rows]
+        replace_text(self.path, "".join(lines))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -250,3 +246,13 @@ def replace_file(
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Likewise, for a file of text.
+
+    Args:
+        path: the file to replace.
+        text: its new content.
+    """
+    replace_file(path, lambda beside: beside.write_text(text))

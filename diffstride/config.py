@@ -39,7 +39,7 @@ def _register(target: Any, module: str) -> Any:
     return gin.external_configurable(target, module=module)
 
 
-load_datasets = _register(data.load_datasets, "data")
+_register(data.load_datasets, "data")
 _register(data.pad_crop_flip, "data")
 for _cls in (
     pooling.DiffStride,

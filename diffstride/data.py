@@ -161,12 +161,13 @@ def load_datasets(
             return tf.image.resize_with_crop_or_pad(image, *size)
         return tf.image.resize(image, size, antialias=True)
 
+    examples = {}
     for argument, split in (
         ("train_split", train_split),
         ("test_split", test_split),
     ):
         try:
-            read(split)
+            examples[argument] = read(split)
         except (ValueError, KeyError) as error:
             raise DataError(
                 f"`{argument}` must be a split of '{name}'. Received: "
@@ -174,7 +175,7 @@ def load_datasets(
             ) from error
     if mean is None or std is None:
         known = NORMALIZATION.get(builder.name) or _measure(
-            read(train_split).take(_MEASURED_EXAMPLES), decode
+            examples["train_split"].take(_MEASURED_EXAMPLES), decode
         )
         mean = known[0] if mean is None else mean
         std = known[1] if std is None else std
@@ -192,7 +193,7 @@ def load_datasets(
             image = tf.transpose(image, (2, 0, 1))
         return image, tf.one_hot(label, num_classes)
 
-    train_examples = read(train_split).enumerate()
+    train_examples = examples["train_split"].enumerate()
     num_examples = int(train_examples.cardinality())
     group_size = batch_size * (2 if mixup_alpha else 1)
     if num_examples < group_size:
@@ -241,7 +242,7 @@ def load_datasets(
         return batches.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
 
     test = (
-        read(test_split)
+        examples["test_split"]
         .map(
             lambda image, label: finish(decode(image), label),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -339,12 +340,21 @@ def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
     return tf.nest.map_structure(lambda x: tf.gather(x, order), window)
 
 
-def _prepared_builder(
-    name: str, data_dir: str | None
-) -> tfds.core.DatasetBuilder:
-    """Builder of a data set that is on disk, if need be from the network."""
+def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Looks a data set up, without preparing it.
+
+    Args:
+        name: TFDS name.
+        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
+
+    Returns:
+        Its builder.
+
+    Raises:
+        DataError: if there is none of that name, or TFDS cannot load it.
+    """
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         known = [*tfds.list_builders(), "digits"]
         close = difflib.get_close_matches(name, known, n=3)
@@ -354,6 +364,13 @@ def _prepared_builder(
         ) from error
     except Exception as error:
         raise DataError(f"Data set '{name}' cannot be used: {error}") from error
+
+
+def _prepared_builder(
+    name: str, data_dir: str | None
+) -> tfds.core.DatasetBuilder:
+    """Builder of a data set that is on disk, if need be from the network."""
+    builder = find_builder(name, data_dir)
     features = builder.info.features
     if (
         features is None

@@ -289,14 +289,12 @@ def _matrices(
     dtype = cosine_weights.dtype
     input_length = ops.cast(size, dtype)
     output_length = ops.cast(output_size, dtype)
-    scale = (
-        1.0
-        / {
-            "backward": output_length,
-            "ortho": ops.sqrt(input_length * output_length),
-            "forward": input_length,
-        }[norm]
-    )
+    divisors = {
+        "backward": output_length,
+        "ortho": ops.sqrt(input_length * output_length),
+        "forward": input_length,
+    }
+    scale = 1.0 / divisors[norm]
     frequencies = size // 2 + 1
     cos_out, sin_out = _waves(output_size, frequencies, dtype)
     cos_in, sin_in = _waves(size, frequencies, dtype)

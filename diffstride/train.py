@@ -152,9 +152,7 @@ def train(
         "pooling": [state._asdict() for state in states],
     }
     text = json.dumps(summary, indent=1) + "\n"
-    callbacks.replace_file(
-        root / "summary.json", lambda beside: beside.write_text(text)
-    )
+    callbacks.replace_text(root / "summary.json", text)
     print(format_summary(summary, states))
     return summary
 
@@ -275,7 +273,7 @@ def _write_config(
                 "choose another --workdir, or remove it to start afresh. "
                 f"Differing: {'; '.join(differing)}"
             )
-    callbacks.replace_file(path, lambda beside: beside.write_text(text))
+    callbacks.replace_text(path, text)
 
 
 def _settings(text: str) -> set[str]:

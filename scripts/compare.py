@@ -18,6 +18,7 @@ import sys
 
 from absl import app, flags
 
+from diffstride.callbacks import read_rows
 from diffstride.errors import UserError, run_reporting_errors
 
 _METHODS = {
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
                     _write(output, rows)
     if not output.exists():
         raise UserError(f"{output} does not exist; run without --table_only")
-    print(table([json.loads(line) for line in output.open()]))
+    print(table(read_rows(output)))
     return 0
 
 

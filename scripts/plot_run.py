@@ -4,7 +4,6 @@
 python scripts/plot_run.py exp/digits docs/digits.png
 """
 
-import json
 import pathlib
 
 import matplotlib
@@ -14,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from absl import app  # noqa: E402
 
+from diffstride.callbacks import read_rows  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     metrics = pathlib.Path(argv[1]) / "metrics.jsonl"
     if not metrics.exists():
         raise UserError(f"{metrics} does not exist; is {argv[1]} a workdir?")
-    rows = [json.loads(line) for line in metrics.open()]
+    rows = read_rows(metrics)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     _draw_accuracy(left, rows)
     _draw_strides(right, rows)

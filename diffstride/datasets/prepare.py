@@ -20,6 +20,7 @@ from tensorflow_datasets.core.download.download_manager import (
     NonMatchingChecksumError,
 )
 
+from diffstride.data import find_builder
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
@@ -62,12 +63,7 @@ def prepare(
     Raises:
         DataError: if a file is missing or its content is not the expected one.
     """
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except ValueError as error:
-        raise DataError(
-            f"`name` must be a data set of TFDS. Received: name={name!r}"
-        ) from error
+    builder = find_builder(name, data_dir)
     if builder.data_path.exists():
         return builder
     folder = pathlib.Path(files)
