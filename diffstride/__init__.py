@@ -4,6 +4,10 @@ Importing this package imports keras and numpy only.
 """
 
 from diffstride.pooling import DiffStride as DiffStride
+from diffstride.pooling import DiffStride1D as DiffStride1D
+from diffstride.pooling import DiffStride3D as DiffStride3D
 from diffstride.pooling import FixedSpectralPooling as FixedSpectralPooling
+from diffstride.pooling import FixedSpectralPooling1D as FixedSpectralPooling1D
+from diffstride.pooling import FixedSpectralPooling3D as FixedSpectralPooling3D
 from diffstride.pooling import SpatialPooling as SpatialPooling
 from diffstride.pooling import StrideConstraint as StrideConstraint

@@ -1,15 +1,18 @@
 """Spectral pooling layers: fixed strides, and strides that are learned.
 
-Strides are input size / nominal output size along (height, width); smoothness
-is counted in frequency bins. The mathematics is in `diffstride.spectral`.
+Strides are input size / nominal output size along each axis; smoothness is
+counted in frequency bins. All dimensions share one base class. The mathematics
+is in `diffstride.spectral`.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from diffstride import spectral
 
@@ -60,13 +63,15 @@ class StrideConstraint(keras.constraints.Constraint):
         }
 
 
-class _SpectralPooling(keras.layers.Layer):
+class BaseSpectralPooling(keras.layers.Layer):
     """What the spectral layers share: format, norm, shapes, the product.
 
-    A subclass gives `_bands(height, width)`, the two `spectral.Band`s in force
-    for an input of that size, and `_output_size(size, axis)` for what is known
-    before the layer is called.
+    A subclass sets `rank`, the number of spatial axes. It gives
+    `_bands(inputs, sizes)`, the `spectral.Band` in force along each axis, and
+    `_static_sizes(sizes)`, what is known of the output sizes in advance.
     """
+
+    rank: int
 
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
@@ -80,34 +85,30 @@ class _SpectralPooling(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.strides = _standardize_strides(strides)
+        self.strides = _standardize_strides(strides, self.rank)
         if norm not in spectral.NORMS:
             raise ValueError(
                 f"`norm` must be one of {spectral.NORMS}. Received: norm={norm}"
             )
         self.norm = norm
         self.data_format = _standardize_data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=4)
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
         inputs = ops.cast(inputs, self.compute_dtype)
-        first = self._spatial_axes[0]
-        height, width = ops.shape(inputs)[first : first + 2]
-        rows, columns = self._bands(height, width)
-        return spectral.resample(
-            inputs,
-            spectral.two_sided_matrices(height, rows, self.norm),
-            spectral.one_sided_matrices(width, columns, self.norm),
-            self.data_format,
-        )
+        shape = ops.shape(inputs)
+        sizes = tuple(shape[axis] for axis in self.spatial_axes)
+        bands = self._bands(inputs, sizes)
+        factors = spectral.factors(sizes, bands, self.norm)
+        return spectral.resample(inputs, factors, self.data_format)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a stride decides it."""
         shape = list(input_shape)
-        for axis, dimension in enumerate(self._spatial_axes):
-            if shape[dimension] is not None:
-                shape[dimension] = self._output_size(shape[dimension], axis)
+        sizes = self._static_sizes([shape[axis] for axis in self.spatial_axes])
+        for axis, size in zip(self.spatial_axes, sizes, strict=True):
+            shape[axis] = size
         return tuple(shape)
 
     def get_config(self) -> dict:
@@ -120,83 +121,51 @@ class _SpectralPooling(keras.layers.Layer):
         }
 
     @property
-    def _spatial_axes(self) -> tuple[int, int]:
-        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+    def spatial_axes(self) -> tuple[int, ...]:
+        """Axes of the input that are resampled."""
+        first = 1 if self.data_format == "channels_last" else 2
+        return tuple(range(first, first + self.rank))
 
     @property
     def _matrix_dtype(self) -> str:
         """Matrices are built in float32 at least, whatever they multiply."""
         return "float64" if self.compute_dtype == "float64" else "float32"
 
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the strides.
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class DiffStride(_SpectralPooling):
-    """Downsampling with learned strides (2-D).
+        Args:
+            store: mapping of names to arrays.
 
-    The spectrum of every channel is multiplied by a soft low-pass mask whose
-    half-width is `max(size / stride, 2) / 2`, and cropped to where the mask is
-    not zero. The mask falls from one to zero over `smoothness_factor` frequency
-    bins; gradient reaches the stride through this ramp. Because the ramp lies
-    outside of the nominal crop, maps come out larger than `size / stride`, by
-    up to `2 * smoothness_factor`.
+        Raises:
+            ValueError: if sizes come from the argument `strides` and the loaded
+                strides differ from it.
+        """
+        super().load_own_variables(store)
+        if not self._strides_are_constant:
+            return
+        loaded = ops.convert_to_numpy(self.stride_weights)
+        if not all(
+            math.isclose(a, b, rel_tol=1e-5)
+            for a, b in zip(loaded, self.strides, strict=False)
+        ):
+            raise ValueError(
+                f"{self.name} was built with strides={self.strides}, but the "
+                f"weights were saved with strides={tuple(loaded.tolist())}. "
+                "Build the layer with those strides."
+            )
 
-    The stride in force is never below `size / (size - smoothness_factor)`,
-    where the mask would be flat; the variable itself is not changed by a call.
-    A map no larger than `smoothness_factor` is kept whole.
+    @property
+    def _strides_are_constant(self) -> bool:
+        return True
 
-    Args:
-        strides: initial stride, a number >= 1 or a pair (height, width).
-        smoothness_factor: width of the mask's ramp, in frequency bins, >= 0.
-            With 0 the mask is hard and the strides receive no gradient; below 2
-            the mask of a map with stride 1 is flat, and they receive none
-            there.
-        cropping: whether to crop. If `False` the same mask applies and the
-            output has the size of the input.
-        trainable: whether the strides are trained.
-        shared_stride: whether one number serves as stride of both axes.
-        lower_limit_stride: smallest stride allowed, >= 1, or `None`.
-        upper_limit_stride: largest stride allowed, or `None`. The limits clip
-            the stride used, and hold the variable after each optimizer step.
-        data_format: `"channels_last"` or `"channels_first"`. `None` stands for
-            `keras.config.image_data_format()`.
-        norm: scaling of the transforms, with the names of `numpy.fft`.
-            `"backward"`, that of the authors' release, multiplies the mean of a
-            map by about the product of the strides; `"ortho"`, that of the
-            paper, by about its square root; `"forward"` preserves it.
-        **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
-    Call arguments:
-        inputs: 4-D tensor. Half precision is fine: strides and matrices stay
-            in float32, the products run in the compute dtype.
-
-    Input shape:
-        `(batch, height, width, channels)`, or `(batch, channels, height,
-        width)` with `data_format="channels_first"`. Any size >= 1, known in
-        advance or not.
-
-    Output shape:
-        The same with the new height and width. From an even size it is
-        `2 * ceil(smoothness_factor + max(size / stride, 2) / 2)`, from an odd
-        one that minus 1, and never more than the input's. As the strides may
-        change, static shapes show `None` there when cropping.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Example:
-
-    >>> x = np.random.uniform(size=(4, 32, 32, 8)).astype("float32")
-    >>> tuple(DiffStride(strides=2.0, data_format="channels_last")(x).shape)
-    (4, 24, 24, 8)
-
-    Reference:
-        [Learning Strides in Convolutional Neural Networks](
-        https://arxiv.org/abs/2202.01653), Riad et al., ICLR 2022.
-    """
+class BaseDiffStride(BaseSpectralPooling):
+    """Downsampling with learned strides, in any number of dimensions."""
 
     def __init__(
         self,
-        strides: float | Sequence[float] = (2.0, 2.0),
+        strides: float | Sequence[float] = 2.0,
         smoothness_factor: float = 4.0,
         cropping: bool = True,
         trainable: bool = True,
@@ -205,19 +174,26 @@ class DiffStride(_SpectralPooling):
         upper_limit_stride: float | None = None,
         data_format: str | None = None,
         norm: str = "backward",
+        ramp: str = "outer",
+        stride_lr_multiplier: float = 1.0,
+        frozen: bool = False,
         **kwargs: Any,
     ):
         super().__init__(
-            strides, norm, data_format, trainable=trainable, **kwargs
+            strides,
+            norm,
+            data_format,
+            trainable=trainable and not frozen,
+            **kwargs,
         )
         if not (_is_number(smoothness_factor) and smoothness_factor >= 0):
             raise ValueError(
                 "`smoothness_factor` must be a finite number >= 0, in frequency"
                 f" bins. Received: smoothness_factor={smoothness_factor!r}"
             )
-        if shared_stride and self.strides[0] != self.strides[1]:
+        if shared_stride and len(set(self.strides)) != 1:
             raise ValueError(
-                "`strides` must be equal for both axes when "
+                "`strides` must be equal for all axes when "
                 f"`shared_stride=True`. Received: strides={strides}"
             )
         _check_limits(
@@ -226,16 +202,34 @@ class DiffStride(_SpectralPooling):
             "upper_limit_stride",
             upper_limit_stride,
         )
+        if ramp not in spectral.RAMPS:
+            raise ValueError(
+                f"`ramp` must be one of {spectral.RAMPS}. Received: ramp={ramp}"
+            )
+        if not (_is_number(stride_lr_multiplier) and stride_lr_multiplier >= 0):
+            raise ValueError(
+                "`stride_lr_multiplier` must be a finite number >= 0. Received:"
+                f" stride_lr_multiplier={stride_lr_multiplier!r}"
+            )
         self.smoothness_factor = smoothness_factor
         self.cropping = cropping
         self.shared_stride = shared_stride
         self.lower_limit_stride = lower_limit_stride
         self.upper_limit_stride = upper_limit_stride
-        # The output size depends on a variable, which XLA cannot compile.
-        self.supports_jit = not cropping
+        self.ramp = ramp
+        self.stride_lr_multiplier = stride_lr_multiplier
+        self.frozen = frozen
+        # What `static_sizes` knows of the strides while a step is traced.
+        self.held: HeldStrides | None = None
+        # XLA cannot compile an output size that depends on a variable. Keras
+        # turns it on by itself where a layer does not object; on JAX it has
+        # nothing else to offer, and `call` says what is to be done.
+        self.supports_jit = (
+            frozen or not cropping or keras.backend.backend() != "tensorflow"
+        )
 
     def build(self, input_shape: tuple) -> None:
-        """Creates the stride variable, of shape (2,), or (1,) if shared."""
+        """Creates the stride variable, of shape (rank,), or (1,) if shared."""
         initial = self.strides[:1] if self.shared_stride else self.strides
         self.stride_weights = self.add_weight(
             name="strides",
@@ -257,38 +251,348 @@ class DiffStride(_SpectralPooling):
             "shared_stride": self.shared_stride,
             "lower_limit_stride": self.lower_limit_stride,
             "upper_limit_stride": self.upper_limit_stride,
+            "ramp": self.ramp,
+            "stride_lr_multiplier": self.stride_lr_multiplier,
+            "frozen": self.frozen,
         }
 
-    def _bands(self, height: Any, width: Any) -> tuple:
-        strides = spectral.used_strides(
-            ops.convert_to_tensor(self.stride_weights),
-            (height, width),
+    def frozen_config(self) -> dict:
+        """Returns the arguments of this layer with its strides as they are."""
+        strides = ops.convert_to_numpy(self.stride_weights)
+        strides = np.broadcast_to(strides, (self.rank,)).tolist()
+        return {**self.get_config(), "strides": strides, "frozen": True}
+
+    def output_sizes(
+        self, sizes: Sequence[int], strides: Any
+    ) -> tuple[int, ...]:
+        """Computes the output sizes on the host.
+
+        Args:
+            sizes: input size of each axis.
+            strides: array of the shape of the stride variable.
+
+        Returns:
+            Output size of each axis, if cropped.
+        """
+        return self._cropped(tuple(sizes), self._used(strides, tuple(sizes)))
+
+    def _bands(self, inputs: Any, sizes: tuple) -> tuple:
+        host = self._host_strides()
+        static = host is not None and all(isinstance(n, int) for n in sizes)
+        if static:
+            cropped = self.output_sizes(sizes, host)
+            if self.held is not None:
+                self.held.sizes[sizes] = cropped
+        elif self.cropping:
+            self._refuse_compilers(inputs)
+        strides = host if self.frozen else self._scaled_strides()
+        used = self._used(strides, sizes)
+        if not static:
+            cropped = self._cropped(sizes, used)
+        return tuple(
+            spectral.learned_band(
+                size,
+                output_size,
+                used[axis],
+                self.smoothness_factor,
+                self.ramp,
+                self.cropping,
+            )
+            for axis, (size, output_size) in enumerate(
+                zip(sizes, cropped, strict=True)
+            )
+        )
+
+    def _used(self, strides: Any, sizes: tuple) -> Any:
+        return spectral.used_strides(
+            strides,
+            sizes,
             self.smoothness_factor,
             self.lower_limit_stride,
             self.upper_limit_stride,
-        )
-        return tuple(
-            spectral.learned_band(
-                size, stride, self.smoothness_factor, self.cropping
-            )
-            for size, stride in (
-                (height, strides[0]),
-                (width, strides[-1]),
-            )
+            self.ramp,
         )
 
-    def _output_size(self, size: int, axis: int) -> int | None:
-        return None if self.cropping else size
+    def _cropped(self, sizes: tuple, used: Any) -> tuple:
+        return tuple(
+            spectral.learned_size(
+                size,
+                used[axis],
+                self.smoothness_factor,
+                self.ramp,
+                two_sided=axis < self.rank - 1,
+            )
+            for axis, size in enumerate(sizes)
+        )
+
+    def _scaled_strides(self) -> Any:
+        strides = ops.convert_to_tensor(self.stride_weights)
+        if self.stride_lr_multiplier == 1.0:
+            return strides
+        value = ops.stop_gradient(strides)
+        return value + self.stride_lr_multiplier * (strides - value)
+
+    def _host_strides(self) -> np.ndarray | None:
+        """Strides as an array, or `None` where they are known later."""
+        if self.frozen:
+            kept = self.strides[:1] if self.shared_stride else self.strides
+            return np.asarray(kept, self._matrix_dtype)
+        if self.held is not None:
+            return self.held.strides
+        # Under an eager `jax.grad` a tracer covers the value.
+        for uncover in (lambda variable: variable, ops.stop_gradient):
+            try:
+                return ops.convert_to_numpy(uncover(self.stride_weights))
+            except (TypeError, NotImplementedError):
+                continue
+        if keras.backend.backend() == "jax" and in_symbolic_scope():
+            # Keras infers shapes, of which only the rank will matter.
+            return np.asarray(self.strides, self._matrix_dtype)
+        return None
+
+    def _refuse_compilers(self, inputs: Any) -> None:
+        """Raises where a size that is not known cannot be compiled."""
+        if self.held is not None:
+            raise ValueError(
+                f"`static_sizes` needs inputs of known size at {self.name}. "
+                f"Received: an input of shape {tuple(inputs.shape)}. Give the "
+                "size in `keras.Input`, or to the data set that is trained on."
+            )
+        if keras.backend.backend() == "jax" or _in_xla(inputs):
+            raise NotImplementedError(
+                f"{self.name} was called inside of a compiled function (XLA or "
+                "`jax.jit`), where the size of its output must be known, while "
+                "it depends on a learned stride. Call "
+                "`diffstride.static_sizes(model)` before training, or "
+                "`diffstride.freeze(model)` after it."
+            )
+
+    def _static_sizes(self, sizes: list) -> list:
+        if not self.cropping:
+            return sizes
+        if not self.frozen or None in sizes:
+            return [None] * self.rank
+        return list(self.output_sizes(sizes, self._host_strides()))
+
+    @property
+    def _strides_are_constant(self) -> bool:
+        return self.frozen
+
+
+class HeldStrides(NamedTuple):
+    """Strides of a layer, as numbers, for as long as one step is traced.
+
+    Attributes:
+        strides: array of the shape of the stride variable.
+        sizes: filled in by the layer; for each tuple of input sizes that it
+            met, its output sizes.
+    """
+
+    strides: np.ndarray
+    sizes: dict[tuple, tuple]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class FixedSpectralPooling(_SpectralPooling):
+class DiffStride(BaseDiffStride):
+    """Downsampling with learned strides (2-D).
+
+    The spectrum of every channel is multiplied by a soft low-pass mask whose
+    half-width is `max(size / stride, 2) / 2`, and cropped to where the mask is
+    not zero. The mask falls from one to zero over `smoothness_factor` frequency
+    bins; gradient reaches the stride through this ramp. Where the ramp lies is
+    for `ramp` to say; the formulas are in `diffstride.spectral`.
+
+    With the outer ramp the stride in force is never below
+    `size / (size - smoothness_factor)`, where the mask would be flat; the
+    variable itself is not changed by a call. A map no larger than
+    `smoothness_factor` is kept whole.
+
+    Args:
+        strides: initial stride, a number >= 1 or one for each axis, (height,
+            width).
+        smoothness_factor: width of the mask's ramp, in frequency bins, >= 0.
+            With 0 the mask is hard and the strides receive no gradient; with
+            little there are strides at which they receive none (below 1, and
+            for the outer ramp below 2 at a stride of 1).
+        cropping: whether to crop. If `False` the same mask applies and the
+            output has the size of the input.
+        trainable: whether the strides are trained.
+        shared_stride: whether one number serves as stride of all axes.
+        lower_limit_stride: smallest stride allowed, >= 1, or `None`.
+        upper_limit_stride: largest stride allowed, or `None`. The limits clip
+            the stride used, and hold the variable after each optimizer step.
+        data_format: `"channels_last"` or `"channels_first"`. `None` stands for
+            `keras.config.image_data_format()`.
+        norm: scaling of the transforms, with the names of `numpy.fft`.
+            `"backward"`, that of the authors' release, multiplies the mean of a
+            map by about the product of the strides; `"ortho"`, that of the
+            paper, by about its square root; `"forward"` preserves it.
+        ramp: `"outer"`, as released: the ramp lies outside of the nominal crop,
+            and maps come out larger than `size / stride` by up to
+            `2 * smoothness_factor`. `"inner"`: inside of it, and maps come out
+            at `size / stride`. `"straight_through"`: the output is that of
+            `FixedSpectralPooling` at the same stride, while the stride's
+            gradient comes from a ramp around the crop's edge, as far as its
+            frequencies are kept. The latter two are less to compute.
+        stride_lr_multiplier: factor of the strides' gradient, >= 0. With SGD
+            that is a learning rate of their own; optimizers that normalise
+            gradients, such as Adam, undo it.
+        frozen: whether sizes and matrices are constants, made from `strides`.
+            Nothing is trained then, and static shapes are known; see
+            `diffstride.freeze`.
+        **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: 4-D tensor. Half precision is fine: strides and matrices stay
+            in float32, the products run in the compute dtype.
+
+    Input shape:
+        `(batch, height, width, channels)`, or `(batch, channels, height,
+        width)` with `data_format="channels_first"`. Any size >= 1, known in
+        advance or not.
+
+    Output shape:
+        The same with the new height and width, at most those of the input. From
+        an even size it is `2 * ceil(smoothness_factor + max(size / stride, 2) /
+        2)` with the outer ramp, and the next even number from `size / stride`
+        on with the inner one; odd sizes stay odd. Straight-through gives the
+        sizes of `FixedSpectralPooling`. As the strides may change, static
+        shapes show `None` there when cropping, unless frozen.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        NotImplementedError: if called inside of a compiled function (XLA,
+            `jax.jit`) without `diffstride.static_sizes`.
+
+    Example:
+
+    >>> x = np.random.uniform(size=(4, 32, 32, 8)).astype("float32")
+    >>> tuple(DiffStride(strides=2.0, data_format="channels_last")(x).shape)
+    (4, 24, 24, 8)
+
+    Reference:
+        [Learning Strides in Convolutional Neural Networks](
+        https://arxiv.org/abs/2202.01653), Riad et al., ICLR 2022.
+    """
+
+    rank = 2
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class DiffStride1D(BaseDiffStride):
+    """Downsampling with learned strides (1-D); see `DiffStride`.
+
+    Args:
+        strides: initial stride, a number >= 1.
+        **kwargs: all arguments of `DiffStride`.
+
+    Call arguments:
+        inputs: 3-D tensor.
+
+    Input shape:
+        `(batch, steps, channels)`, or `(batch, channels, steps)` with
+        `data_format="channels_first"`.
+
+    Output shape:
+        The same with the new number of steps.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> x = np.random.uniform(size=(4, 100, 8)).astype("float32")
+    >>> layer = DiffStride1D(4.0, ramp="inner", data_format="channels_last")
+    >>> tuple(layer(x).shape)
+    (4, 26, 8)
+    """
+
+    rank = 1
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class DiffStride3D(BaseDiffStride):
+    """Downsampling with learned strides (3-D); see `DiffStride`.
+
+    Args:
+        strides: initial stride, a number >= 1 or one for each axis, (depth,
+            height, width).
+        **kwargs: all arguments of `DiffStride`.
+
+    Call arguments:
+        inputs: 5-D tensor.
+
+    Input shape:
+        `(batch, depth, height, width, channels)`, or `(batch, channels, depth,
+        height, width)` with `data_format="channels_first"`.
+
+    Output shape:
+        The same with the new depth, height and width.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> x = np.random.uniform(size=(4, 16, 32, 32, 8)).astype("float32")
+    >>> layer = DiffStride3D((1, 2, 2), data_format="channels_last")
+    >>> tuple(layer(x).shape)
+    (4, 16, 24, 24, 8)
+    """
+
+    rank = 3
+
+
+class BaseFixedSpectralPooling(BaseSpectralPooling):
+    """Downsampling by cropping the spectrum, in any number of dimensions."""
+
+    def __init__(
+        self,
+        strides: float | Sequence[float] = 2.0,
+        data_format: str | None = None,
+        norm: str = "backward",
+        **kwargs: Any,
+    ):
+        super().__init__(strides, norm, data_format, **kwargs)
+
+    def build(self, input_shape: tuple) -> None:
+        """Creates the weight that records the strides."""
+        self.stride_weights = self.add_weight(
+            name="strides",
+            shape=(self.rank,),
+            dtype=self._matrix_dtype,
+            initializer=_initial_value(self.strides),
+            trainable=False,
+            autocast=False,
+        )
+
+    def _bands(self, inputs: Any, sizes: tuple) -> tuple:
+        return tuple(
+            spectral.fixed_band(size, output_size, self._matrix_dtype)
+            for size, output_size in zip(
+                sizes, self._static_sizes(sizes), strict=True
+            )
+        )
+
+    def _static_sizes(self, sizes: Sequence) -> list:
+        return [
+            None
+            if size is None
+            else spectral.fixed_size(size, stride, even=axis < self.rank - 1)
+            for axis, (size, stride) in enumerate(
+                zip(sizes, self.strides, strict=True)
+            )
+        ]
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FixedSpectralPooling(BaseFixedSpectralPooling):
     """Downsampling by cropping the spectrum, with strides given in advance.
 
     Args:
-        strides: a number >= 1 or a pair (height, width). They need not be
-            integers. Kept as a non-trainable weight of shape (2,) besides, as
-            in the authors' release.
+        strides: a number >= 1 or one for each axis, (height, width). They need
+            not be integers. Kept as a non-trainable weight of shape (2,)
+            besides, as in the authors' release.
         data_format: `"channels_last"` or `"channels_first"`. `None` stands for
             `keras.config.image_data_format()`.
         norm: scaling of the transforms; see `DiffStride`.
@@ -323,57 +627,60 @@ class FixedSpectralPooling(_SpectralPooling):
         https://arxiv.org/abs/1506.03767), Rippel et al., 2015.
     """
 
-    def __init__(
-        self,
-        strides: float | Sequence[float] = (2.0, 2.0),
-        data_format: str | None = None,
-        norm: str = "backward",
-        **kwargs: Any,
-    ):
-        super().__init__(strides, norm, data_format, **kwargs)
+    rank = 2
 
-    def build(self, input_shape: tuple) -> None:
-        """Creates the weight that records the strides."""
-        self.stride_weights = self.add_weight(
-            name="strides",
-            shape=(2,),
-            dtype=self._matrix_dtype,
-            initializer=_initial_value(self.strides),
-            trainable=False,
-            autocast=False,
-        )
 
-    def load_own_variables(self, store: Any) -> None:
-        """Loads the strides, and checks them against the argument.
+@keras.saving.register_keras_serializable(PACKAGE)
+class FixedSpectralPooling1D(BaseFixedSpectralPooling):
+    """Downsampling by cropping the spectrum (1-D); see `FixedSpectralPooling`.
 
-        Args:
-            store: mapping of names to arrays.
+    Args:
+        strides: a number >= 1.
+        **kwargs: all arguments of `FixedSpectralPooling`.
 
-        Raises:
-            ValueError: if they differ; sizes come from the argument.
-        """
-        super().load_own_variables(store)
-        loaded = ops.convert_to_numpy(self.stride_weights)
-        if not all(
-            math.isclose(a, b, rel_tol=1e-5)
-            for a, b in zip(loaded, self.strides, strict=True)
-        ):
-            raise ValueError(
-                f"{self.name} was built with strides={self.strides}, but the "
-                f"weights were saved with strides={tuple(loaded.tolist())}. "
-                "Build the layer with those strides."
-            )
+    Call arguments:
+        inputs: 3-D tensor.
 
-    def _bands(self, height: Any, width: Any) -> tuple:
-        return tuple(
-            spectral.fixed_band(
-                size, self._output_size(size, axis), self._matrix_dtype
-            )
-            for axis, size in enumerate((height, width))
-        )
+    Input shape:
+        `(batch, steps, channels)`, or `(batch, channels, steps)` with
+        `data_format="channels_first"`.
 
-    def _output_size(self, size: Any, axis: int) -> Any:
-        return spectral.fixed_size(size, self.strides[axis], even=axis == 0)
+    Output shape:
+        The same with `steps // strides`, at least 2 and at most the input's.
+
+    Raises:
+        ValueError: if an argument is out of range, or if weights saved with
+            other strides are loaded.
+    """
+
+    rank = 1
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FixedSpectralPooling3D(BaseFixedSpectralPooling):
+    """Downsampling by cropping the spectrum (3-D); see `FixedSpectralPooling`.
+
+    Args:
+        strides: a number >= 1 or one for each axis, (depth, height, width).
+        **kwargs: all arguments of `FixedSpectralPooling`.
+
+    Call arguments:
+        inputs: 5-D tensor.
+
+    Input shape:
+        `(batch, depth, height, width, channels)`, or `(batch, channels, depth,
+        height, width)` with `data_format="channels_first"`.
+
+    Output shape:
+        The same with each size divided by its stride and rounded down, depth
+        and height to even numbers; all at least 2, and at most the input's.
+
+    Raises:
+        ValueError: if an argument is out of range, or if weights saved with
+            other strides are loaded.
+    """
+
+    rank = 3
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -437,19 +744,24 @@ def _is_number(value: Any) -> bool:
     ) and math.isfinite(value)
 
 
-def _standardize_strides(strides: Any) -> tuple[float, float]:
-    pair = (strides, strides) if _is_number(strides) else strides
+def _standardize_strides(strides: Any, rank: int) -> tuple[float, ...]:
+    each = (strides,) * rank if _is_number(strides) else strides
     if (
-        isinstance(pair, (str, dict))
-        or not hasattr(pair, "__len__")
-        or len(pair) != 2
-        or not all(_is_number(s) and s >= 1 for s in pair)
+        isinstance(each, (str, dict))
+        or not hasattr(each, "__len__")
+        or len(each) != rank
+        or not all(_is_number(s) and s >= 1 for s in each)
     ):
+        several = {1: "a sequence of one", 2: "a pair of them"}
         raise ValueError(
-            "`strides` must be a number >= 1 or a pair of them, for (height, "
-            f"width). Received: strides={strides!r}"
+            "`strides` must be a number >= 1 or "
+            f"{several.get(rank, f'{rank} of them')}, for ({_AXES[rank]}). "
+            f"Received: strides={strides!r}"
         )
-    return float(pair[0]), float(pair[1])
+    return tuple(float(s) for s in each)
+
+
+_AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
 
 
 def _standardize_data_format(data_format: str | None) -> str:
@@ -477,6 +789,22 @@ def _check_limits(
             f"`{upper_name}` must be at least `{lower_name}`. "
             f"Received: {upper_name}={upper}, {lower_name}={lower}"
         )
+
+
+def _in_xla(tensor: Any) -> bool:
+    """Whether a symbolic tensor of TensorFlow is about to be compiled by XLA.
+
+    TensorFlow itself says so only once compilation has failed.
+    """
+    graph = getattr(tensor, "graph", None)
+    while hasattr(graph, "_get_control_flow_context"):
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
 
 
 def _initial_value(values: Sequence[float]) -> Any:
