@@ -11,3 +11,5 @@ from diffstride.pooling import FixedSpectralPooling1D as FixedSpectralPooling1D
 from diffstride.pooling import FixedSpectralPooling3D as FixedSpectralPooling3D
 from diffstride.pooling import SpatialPooling as SpatialPooling
 from diffstride.pooling import StrideConstraint as StrideConstraint
+from diffstride.static import freeze as freeze
+from diffstride.static import static_sizes as static_sizes

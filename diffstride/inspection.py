@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from diffstride.pooling import (
-    DiffStride,
-    FixedSpectralPooling,
+    BaseDiffStride,
+    BaseFixedSpectralPooling,
     SpatialPooling,
 )
 from diffstride.regularizers import stride_cost
@@ -19,24 +19,24 @@ class PoolingState(NamedTuple):
 
     Attributes:
         name: path of the layer inside of the model.
-        initial: strides it was built with, (height, width).
+        initial: strides it was built with, one for each axis.
         strides: strides it has now.
-        input_size: size of the map it receives, (height, width).
+        input_size: size of the map it receives, likewise.
         output_size: size of the map it returns.
         learned: whether its strides are trainable.
     """
 
     name: str
-    initial: tuple[float, float]
-    strides: tuple[float, float]
-    input_size: tuple[int, int]
-    output_size: tuple[int, int]
+    initial: tuple[float, ...]
+    strides: tuple[float, ...]
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
     learned: bool
 
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the pooling layers of a model that are ours, each once."""
-    kinds = (DiffStride, FixedSpectralPooling, SpatialPooling)
+    kinds = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
     return [
         layer for layer in model._flatten_layers() if isinstance(layer, kinds)
     ]
@@ -47,12 +47,12 @@ def stride_variables(model: keras.Model) -> list[Any]:
     return [
         layer.stride_weights
         for layer in pooling_layers(model)
-        if isinstance(layer, (DiffStride, FixedSpectralPooling))
+        if isinstance(layer, (BaseDiffStride, BaseFixedSpectralPooling))
     ]
 
 
 def pooling_states(
-    model: keras.Model, image_shape: tuple[int, int, int]
+    model: keras.Model, image_shape: tuple[int, ...]
 ) -> list[PoolingState]:
     """Runs one blank image through a model and watches its pooling layers.
 
@@ -93,7 +93,8 @@ def pooling_states(
 
 def cost_of(states: list[PoolingState]) -> float:
     """Returns the stride cost J of the DiffStride layers among `states`."""
-    return float(stride_cost([s.strides for s in states if s.learned]))
+    learned = [state.strides for state in states if state.learned]
+    return float(stride_cost(learned, rank=len(learned[0]) if learned else 2))
 
 
 def _state(
@@ -101,12 +102,14 @@ def _state(
 ) -> PoolingState:
     first = 1 if layer.data_format == "channels_last" else 2
     weights = getattr(layer, "stride_weights", layer.strides)
-    values = ops.convert_to_numpy(weights)
+    strides = np.broadcast_to(
+        ops.convert_to_numpy(weights), (len(layer.strides),)
+    )
     return PoolingState(
         name=layer.path.removeprefix(f"{model.name}/"),
         initial=tuple(float(s) for s in layer.strides),
-        strides=(float(values[0]), float(values[-1])),
-        input_size=tuple(int(n) for n in input_shape[first : first + 2]),
-        output_size=tuple(int(n) for n in output_shape[first : first + 2]),
-        learned=isinstance(layer, DiffStride),
+        strides=tuple(strides.tolist()),
+        input_size=tuple(int(n) for n in input_shape[first:][: len(strides)]),
+        output_size=tuple(int(n) for n in output_shape[first:][: len(strides)]),
+        learned=isinstance(layer, BaseDiffStride) and not layer.frozen,
     )

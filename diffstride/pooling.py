@@ -5,9 +5,10 @@ counted in frequency bins. All dimensions share one base class. The mathematics
 is in `diffstride.spectral`.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -221,21 +222,20 @@ class BaseDiffStride(BaseSpectralPooling):
         self.frozen = frozen
         # What `static_sizes` knows of the strides while a step is traced.
         self.held: HeldStrides | None = None
-        # XLA cannot compile an output size that depends on a variable. Keras
-        # turns it on by itself where a layer does not object; on JAX it has
-        # nothing else to offer, and `call` says what is to be done.
+        # No compiler takes an output size that depends on a variable, and Keras
+        # turns XLA on by itself where no layer objects. On JAX it has nothing
+        # else to offer; there, `call` says what is to be done.
         self.supports_jit = (
-            frozen or not cropping or keras.backend.backend() != "tensorflow"
+            frozen or not cropping or keras.backend.backend() == "jax"
         )
 
     def build(self, input_shape: tuple) -> None:
         """Creates the stride variable, of shape (rank,), or (1,) if shared."""
-        initial = self.strides[:1] if self.shared_stride else self.strides
         self.stride_weights = self.add_weight(
             name="strides",
-            shape=(len(initial),),
+            shape=self.initial_strides.shape,
             dtype=self._matrix_dtype,
-            initializer=_initial_value(initial),
+            initializer=_initial_value(self.initial_strides),
             constraint=StrideConstraint(
                 self.lower_limit_stride, self.upper_limit_stride
             ),
@@ -255,6 +255,12 @@ class BaseDiffStride(BaseSpectralPooling):
             "stride_lr_multiplier": self.stride_lr_multiplier,
             "frozen": self.frozen,
         }
+
+    @property
+    def initial_strides(self) -> np.ndarray:
+        """What the stride variable holds when it is made."""
+        kept = self.strides[:1] if self.shared_stride else self.strides
+        return np.asarray(kept, self._matrix_dtype)
 
     def frozen_config(self) -> dict:
         """Returns the arguments of this layer with its strides as they are."""
@@ -335,8 +341,7 @@ class BaseDiffStride(BaseSpectralPooling):
     def _host_strides(self) -> np.ndarray | None:
         """Strides as an array, or `None` where they are known later."""
         if self.frozen:
-            kept = self.strides[:1] if self.shared_stride else self.strides
-            return np.asarray(kept, self._matrix_dtype)
+            return self.initial_strides
         if self.held is not None:
             return self.held.strides
         # Under an eager `jax.grad` a tracer covers the value.
@@ -347,7 +352,7 @@ class BaseDiffStride(BaseSpectralPooling):
                 continue
         if keras.backend.backend() == "jax" and in_symbolic_scope():
             # Keras infers shapes, of which only the rank will matter.
-            return np.asarray(self.strides, self._matrix_dtype)
+            return self.initial_strides
         return None
 
     def _refuse_compilers(self, inputs: Any) -> None:
@@ -379,7 +384,8 @@ class BaseDiffStride(BaseSpectralPooling):
         return self.frozen
 
 
-class HeldStrides(NamedTuple):
+@dataclasses.dataclass
+class HeldStrides:
     """Strides of a layer, as numbers, for as long as one step is traced.
 
     Attributes:

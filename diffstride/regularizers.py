@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 
-def stride_cost(strides: Sequence[Any]) -> Any:
+def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
     """Sum over layers of the share of the input that is left after each.
 
     `J = sum_l prod_{i <= l} 1 / (S_h^i S_w^i)`, with layers counted in depth
@@ -14,7 +14,8 @@ def stride_cost(strides: Sequence[Any]) -> Any:
 
     Args:
         strides: for each DiffStride layer, its strides: a tensor or array of
-            shape (2,), or (1,) where one number serves both axes.
+            shape (rank,), or (1,) where one number serves all axes.
+        rank: number of spatial axes.
 
     Returns:
         Scalar tensor, differentiable in the strides; 0 without any layer.
@@ -25,8 +26,8 @@ def stride_cost(strides: Sequence[Any]) -> Any:
     """
     cost = ops.convert_to_tensor(0.0, dtype="float32")
     share = ops.convert_to_tensor(1.0, dtype="float32")
-    for pair in strides:
-        pair = ops.cast(ops.convert_to_tensor(pair), "float32")
-        share = share / (pair[0] * pair[-1])
+    for each in strides:
+        each = ops.cast(ops.convert_to_tensor(each), "float32")
+        share = share / ops.prod(each) ** (rank if each.shape[0] == 1 else 1)
         cost = cost + share
     return cost

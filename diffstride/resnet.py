@@ -13,7 +13,8 @@ from typing import Any
 
 import keras
 
-from diffstride.pooling import PACKAGE
+from diffstride.pooling import PACKAGE, BaseDiffStride
+from diffstride.static import static_sizes
 
 PoolingClass = Callable[..., keras.layers.Layer] | dict | None
 Stride = int | float | Sequence[float]
@@ -155,6 +156,14 @@ class ResidualLayer(keras.layers.Layer):
             "weight_decay": self.weight_decay,
         }
 
+    def frozen_config(self) -> dict:
+        """Returns the arguments, with learned strides as they are now."""
+        return {
+            **self.get_config(),
+            "strides": _strides_now(self.pooling, self.strides),
+            "pooling_cls": _pooling_config(_frozen_factory(self.pooling_cls)),
+        }
+
     def _pool(self, x: Any) -> Any:
         return x if self.pooling is None else self.pooling(x)
 
@@ -266,6 +275,14 @@ class ResnetBlock(keras.layers.Layer):
         }
         if "pooling_cls" in config:
             config["pooling_cls"] = _pooling_config(config["pooling_cls"])
+        return config
+
+    def frozen_config(self) -> dict:
+        """Returns the arguments, with learned strides as they are now."""
+        first = self.layers[0].frozen_config()
+        config = {**self.get_config(), "strides": first["strides"]}
+        if "pooling_cls" in config:
+            config["pooling_cls"] = first["pooling_cls"]
         return config
 
 
@@ -402,6 +419,8 @@ class Resnet(keras.Model):
             dtype=self.dtype_policy,
             name="dense",
         )
+        if keras.backend.backend() == "jax":
+            static_sizes(self)
 
     def build(self, input_shape: tuple) -> None:
         """Builds the parts from the input to the output."""
@@ -446,6 +465,16 @@ class Resnet(keras.Model):
             "pooling_cls": _pooling_config(self.pooling_cls),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
+        }
+
+    def frozen_config(self) -> dict:
+        """Returns the arguments, with learned strides as they are now."""
+        blocks = [block.frozen_config() for block in self.blocks]
+        stem = _strides_now(self.stem_pooling, self.strides[0])
+        return {
+            **self.get_config(),
+            "strides": [stem, *(block["strides"] for block in blocks)],
+            "pooling_cls": _pooling_config(_frozen_factory(self.pooling_cls)),
         }
 
 
@@ -603,6 +632,21 @@ def _pooling_config(factory: Callable | None) -> dict | None:
         return None
     layer = factory(strides=(1, 1), name="pooling")
     return keras.saving.serialize_keras_object(layer)
+
+
+def _strides_now(pooling: keras.layers.Layer | None, strides: Stride) -> Any:
+    if isinstance(pooling, BaseDiffStride):
+        return pooling.frozen_config()["strides"]
+    return strides
+
+
+def _frozen_factory(factory: Callable | None) -> Callable | None:
+    """The factory, of frozen layers if it makes layers that learn."""
+    if factory is None:
+        return None
+    layer = factory(strides=(1, 1), name="pooling")
+    learns = isinstance(layer, BaseDiffStride)
+    return functools.partial(factory, frozen=True) if learns else factory
 
 
 def _free_arguments(layer: keras.layers.Layer) -> dict:

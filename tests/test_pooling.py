@@ -577,7 +577,7 @@ def test_fixed_pooling_refuses_weights_of_other_strides(tmp_path):
         (
             DiffStride,
             {"strides": (2, 3), "shared_stride": True},
-            "`strides` must be equal for both axes",
+            "`strides` must be equal for all axes",
         ),
         (
             DiffStride,
