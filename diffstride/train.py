@@ -20,6 +20,7 @@ from diffstride.inspection import (
     pooling_states,
     stride_variables,
 )
+from diffstride.static import static_sizes
 
 
 def train(
@@ -32,6 +33,7 @@ def train(
     label_smoothing: float = 0.0,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
+    jit_compile: bool = False,
     config_fn: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
     """Trains a classifier, or goes on with a run that was interrupted.
@@ -55,6 +57,9 @@ def train(
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
             without which a resumed run may differ in the last digits.
+        jit_compile: whether steps are compiled by XLA, with static sizes: one
+            compilation for each combination of map sizes. Needs
+            `deterministic=False`.
         config_fn: called once model and optimizer are there, returns the
             settings in force as text. Without it, going on in a workdir with
             other arguments is not noticed.
@@ -67,6 +72,11 @@ def train(
         NonFiniteLossError: if the loss ceases to be finite.
     """
     _check_arguments(num_epochs, seed, label_smoothing)
+    if jit_compile and deterministic:
+        raise ConfigError(
+            "`deterministic` must be False with `jit_compile=True`: not all of "
+            "XLA's operations are. Received: deterministic=True"
+        )
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -82,6 +92,8 @@ def train(
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
+            if jit_compile:
+                static_sizes(model)
             optimizer = optimizer_cls()
             optimizer.exclude_from_weight_decay(
                 var_list=stride_variables(model)
@@ -92,6 +104,7 @@ def train(
                     from_logits=True, label_smoothing=label_smoothing
                 ),
                 metrics=["accuracy"],
+                jit_compile=True if jit_compile else "auto",
             )
             optimizer.build(model.trainable_variables)
     logging.info("%s: %d parameters", model.name, model.count_params())

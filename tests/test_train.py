@@ -304,6 +304,7 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         ),
         (["train.nope = 1"], "error: Configurable 'train' doesn't have a"),
         (["train.seed = -1"], "error: `seed` must be from 0 to"),
+        (["train.jit_compile = True"], "error: `deterministic` must be False"),
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
         (["data.pad_crop_flip.pad = -1"], "error: `pad` must be >= 0."),
@@ -491,6 +492,24 @@ def run_on(devices, data_dir, workdir, num_epochs):
     )
     assert done.returncode == 0, done.stderr
     return json.loads((pathlib.Path(workdir) / "summary.json").read_text())
+
+
+def test_a_compiled_run_ends_like_a_dynamic_one(data_dir, tmp_path):
+    bindings = [
+        *TINY,
+        "train.num_epochs = 1",
+        "train.deterministic = False",
+        "pooling.DiffStride.ramp = 'inner'",
+    ]
+    losses = []
+    for jit_compile in (False, True):
+        workdir = tmp_path / f"jit_{jit_compile}"
+        code, _, errors = run_main(
+            workdir, data_dir, *bindings, f"train.jit_compile = {jit_compile}"
+        )
+        assert code == 0, errors
+        losses.append([row["loss"] for row in rows(workdir)])
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_two_devices(data_dir, tmp_path):
