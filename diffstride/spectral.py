@@ -29,7 +29,7 @@ The three ramps. `S` is the stride, `R` the smoothness, `T = max(size/S, 2)/2`:
     straight_through   1 if kept, else 0; with gradient    size // S, made even
                        dT / max(R, 1) in T wherever        in all but the last
                        0 < E - q <= max(R, 1) / 2 and      axis
-                       k > 0, E = half the output size
+                       k > 0, E = output size // 2
 
 Sizes are for even inputs and never exceed the input's; odd ones stay odd
 (`2 ceil(T + R) - 1`, `2 ceil(T - 1/2) + 1`), and `straight_through` is in all
@@ -260,7 +260,8 @@ def learned_band(
     nominal = ops.cast(size, dtype) / stride
     final_size = output_size if cropping else size
     if ramp == "outer":
-        half_width = ops.maximum(nominal, 2.0) / 2.0
+        # As released: the gradient is whole at 2, on all backends.
+        half_width = ops.where(nominal < 2.0, 2.0, nominal) / 2.0
         edge = half_width + ops.cast(smoothness, dtype)
         odd = size % 2
         shift = ops.cast(1 - odd, dtype)
@@ -276,16 +277,14 @@ def learned_band(
     position = ops.maximum(k - 0.5, 0.0)
     if ramp == "inner":
         half_width = _lift(ops, nominal, ops.cast(2.0, dtype)) / 2.0
-        width = 0
-        if smoothness:
-            width = ops.maximum(half_width / 2.0, 1.0)
-            width = ops.minimum(width, ops.cast(smoothness, dtype))
+        width = _inner_width(ops, half_width, smoothness)
         weights = _ramp(ops, half_width - position, width, cropping)
+        weights = ops.where(k > 0, weights, ops.ones_like(weights))
         return Band(weights, weights, final_size)
     band = fixed_band(size, output_size, dtype)
     if smoothness:
         width = max(smoothness, 1.0)
-        edge = ops.cast(output_size, dtype) / 2.0
+        edge = ops.cast(output_size // 2, dtype)
         moves = ops.logical_and(k > 0, edge - position <= width / 2)
         zero = (nominal - ops.stop_gradient(nominal)) / 2.0
         change = 1.0 + ops.where(moves, zero / width, 0.0)
@@ -513,6 +512,16 @@ def _lift(ops: Any, value: Tensor, least: Tensor) -> Tensor:
     """`max(value, least)`, with the gradient of `value`."""
     lifted = ops.stop_gradient(ops.maximum(value, least))
     return lifted + (value - ops.stop_gradient(value))
+
+
+def _inner_width(ops: Any, half_width: Tensor, smoothness: float) -> Any:
+    """`min(smoothness, max(half_width / 2, 1))`, without gradient at ties."""
+    if smoothness <= 1:
+        return smoothness
+    dtype = half_width.dtype
+    width = half_width / 2.0
+    width = ops.where(width <= 1.0, ops.cast(1.0, dtype), width)
+    return ops.where(width >= smoothness, ops.cast(smoothness, dtype), width)
 
 
 def _ramp(ops: Any, distance: Tensor, width: Any, cropping: bool) -> Tensor:

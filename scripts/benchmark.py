@@ -278,7 +278,8 @@ def interleave(
     """Times functions in turn.
 
     Args:
-        runs: functions without arguments that return once all is computed.
+        runs: functions without arguments that return once all is computed;
+            either nothing, or how many seconds they took by their own clock.
         seconds: how long to go on.
         rounds: how many rounds to make at least.
 
@@ -293,8 +294,9 @@ def interleave(
     while time.perf_counter() < end or len(times[next(iter(runs))]) < rounds:
         for name, run in runs.items():
             begin = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - begin))
+            own = run()
+            taken = time.perf_counter() - begin if own is None else own
+            times[name].append(1e3 * taken)
     return {name: _quartiles(values) for name, values in times.items()}
 
 
@@ -493,37 +495,55 @@ def _compiled(pooling: Any, static: bool, data_format: str) -> keras.Model:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Times an epoch, without what comes before."""
+    """Times what Keras does between its first step and its last one."""
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.begin = time.perf_counter()
+    def __init__(self):
+        super().__init__()
+        self.seconds = 0.0
+
+    def _start(self, logs: dict | None = None) -> None:
+        self._begin = time.perf_counter()
+
+    def _stop(self, logs: dict | None = None) -> None:
+        self.seconds = time.perf_counter() - self._begin
+
+    on_train_begin = on_predict_begin = _start
+    on_train_end = on_predict_end = _stop
 
 
-def _train(model: keras.Model, x: Any, y: Any, burst: int) -> None:
+def _train(model: keras.Model, x: Any, y: Any, burst: int) -> float | None:
     if burst == 1:
         model.train_on_batch(x, y)
-        return
-    model.fit(x, y, batch_size=len(x) // burst, shuffle=False, verbose=0)
+        return None
+    clock = _Clock()
+    arguments = {"batch_size": len(x) // burst, "shuffle": False, "verbose": 0}
+    model.fit(x, y, callbacks=[clock], **arguments)
+    return clock.seconds
 
 
-def _predict(model: keras.Model, x: Any, y: Any, burst: int) -> None:
+def _predict(model: keras.Model, x: Any, y: Any, burst: int) -> float | None:
     if burst == 1:
         model.predict_on_batch(x)
-        return
-    model.predict(x, batch_size=len(x) // burst, verbose=0)
+        return None
+    clock = _Clock()
+    batch_size = len(x) // burst
+    model.predict(x, batch_size=batch_size, verbose=0, callbacks=[clock])
+    return clock.seconds
 
 
 def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
     """Inputs of about the same number of bytes, over sizes and channels."""
     for data_format in _formats(arguments, convolutions=False):
         for size in arguments.sizes:
-            batch = max(1, min(64, round(64 * (56 / size) ** 2)))
-            yield Case(batch, size, 64, data_format, 2.0)
-    for channels in (4, 16, 256):
+            yield Case(_batch(size), size, 64, data_format, 2.0)
+    for channels in arguments.channels:
         yield Case(64, 32, channels, arguments.data_formats[0], 2.0)
-    for size in (32, 224):
-        batch = 64 if size == 32 else 4
-        yield Case(batch, size, 64, arguments.data_formats[0], 1.0)
+    for size in arguments.unit_stride_sizes:
+        yield Case(_batch(size), size, 64, arguments.data_formats[0], 1.0)
+
+
+def _batch(size: int) -> int:
+    return max(1, min(64, round(64 * (56 / size) ** 2)))
 
 
 def _formats(arguments: argparse.Namespace, convolutions: bool) -> list[str]:
@@ -607,6 +627,8 @@ def _arguments() -> argparse.Namespace:
     add("--part", choices=["layer", "network", "all"], default="all")
     add("--sizes", type=int, nargs="+", default=[8, 16, 32, 64, 112, 224])
     add("--data_formats", nargs="+", choices=both, default=both)
+    add("--channels", type=int, nargs="*", default=[4, 16, 256])
+    add("--unit_stride_sizes", type=int, nargs="*", default=[32, 224])
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--seconds", type=float, default=3.0, help="of each layer measurement")
     add("--rounds", type=int, default=7, help="of the network measurement")

@@ -1,0 +1,117 @@
+"""What the benchmark measures is the right thing, and what README claims."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from keras import ops
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark_report  # noqa: E402
+from fft_form import FFTForm  # noqa: E402
+from gradients import output_and_gradients, relative_error  # noqa: E402
+
+from diffstride import DiffStride  # noqa: E402
+
+RESULTS = json.loads((ROOT / "results" / "benchmark.json").read_text())
+SIZES = (8, 16, 32, 64, 112, 224)
+FORMATS = ("channels_last", "channels_first")
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("stride", [1.0, 2.0, 3.3])
+def test_the_fft_form_computes_the_same(stride, data_format):
+    x = np.random.default_rng(0).normal(size=(2, 16, 20, 4)).astype("float32")
+    if data_format == "channels_first":
+        x = np.moveaxis(x, -1, 1)
+    layers = [
+        cls(stride, data_format=data_format) for cls in (FFTForm, DiffStride)
+    ]
+    shape = tuple(ops.shape(layers[1](x)))
+    cotangent = np.random.default_rng(1).normal(size=shape)
+    ours, theirs = (
+        output_and_gradients(layer, x, cotangent) for layer in layers
+    )
+    assert relative_error(ours[0], theirs[0]) < 2e-6
+    assert relative_error(ours[1], theirs[1]) < 2e-6
+    assert relative_error(ours[2][0], theirs[2][0]) < 1e-5
+
+
+def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
+    output = tmp_path / "benchmark.json"
+    done = subprocess.run(
+        [sys.executable, "scripts/benchmark.py", "--part=layer", "--sizes=8"]
+        + ["--channels", "--unit_stride_sizes", "--seconds=0"]
+        + ["--data_formats=channels_last", f"--output={output}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text())
+    assert done.stdout.strip() == benchmark_report.tables(results)
+    (case,) = {(row["size"], row["data_format"]) for row in results["layer"]}
+    assert case == (8, "channels_last")
+    for row in results["layer"]:
+        assert row["contender"] in done.stdout or "imag" in row["contender"]
+        assert row["forward_ms"]["median"] > 0
+        assert row["backward_mb"] >= 0
+
+
+def test_documents_are_made_from_the_results():
+    text = benchmark_report.tables(RESULTS)
+    assert (ROOT / "docs" / "benchmark.md").read_text().strip() == text
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Performance") :]
+    section = section[: section.index("\n## ", 1)]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 15
+    assert all(row in text for row in rows)
+
+
+# The claims of README, each on the results that it is made from.
+
+
+def layer_ratio(over, under="FFT form", **case):
+    return benchmark_report.ratio(RESULTS, over, under, **case)
+
+
+def test_claim_the_layer_takes_a_third_of_the_fft_form():
+    case = {"size": 32, "stride": 2, "channels": 64}
+    case["data_format"] = "channels_last"
+    assert layer_ratio("outer, dynamic", **case) <= 0.35
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_claim_no_ramp_is_slower_than_the_fft_form(size, data_format):
+    for ramp in ("outer", "inner", "straight-through"):
+        case = {"size": size, "stride": 2, "channels": 64}
+        case["data_format"] = data_format
+        assert layer_ratio(f"{ramp}, dynamic", **case) < 1
+        assert layer_ratio(f"{ramp}, static", **case) < 1
+
+
+def steps():
+    return {
+        row["contender"]: row["step_ms"]["median"] for row in RESULTS["network"]
+    }
+
+
+def test_claim_the_outer_ramp_costs_little_beyond_its_map_sizes():
+    assert steps()["outer"] <= 1.08 * steps()["outer's floor: slices"]
+
+
+@pytest.mark.parametrize("ramp", ["inner", "straight-through"])
+def test_claim_equal_compute(ramp):
+    assert steps()[ramp] <= 1.25 * steps()["spectral"]
+    assert steps()[ramp] <= 1.7 * steps()["strided"]
+
+
+def test_claim_the_tables_take_less_than_ten_minutes():
+    assert RESULTS["seconds"] < 600
