@@ -12,11 +12,14 @@ within one run are to be compared. Times are medians; each contender is called
 twice before it counts.
 
 The memory of a contender is the most that the process, or the device, held in
-one call beyond what it held before; on JAX, what the compiler has allotted for
-temporary values and outputs.
+one call beyond what it held before; of layers on JAX, what the compiler allots
+for temporary values and outputs. TensorFlow on a CPU gives no memory back, so
+there each contender has a process of its own, which calls it on one image, then
+on all; this is done for one case.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -27,6 +30,7 @@ import pathlib
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +79,9 @@ class Case(NamedTuple):
         return (self.batch, self.channels, *sizes)
 
 
+MEMORY_CASE = Case(64, 32, 64, "channels_last", 2.0)
+
+
 class Slice(keras.layers.Layer):
     """The least that a pooling to the sizes of a DiffStride layer can cost."""
 
@@ -112,6 +119,9 @@ def main() -> None:
     keras.config.set_dtype_policy(
         arguments.dtype if arguments.dtype == "float32" else "mixed_bfloat16"
     )
+    if arguments.memory_of:
+        print(json.dumps(memory_of(arguments.part, arguments.memory_of)))
+        return
     begin = time.perf_counter()
     results: dict[str, Any] = {
         "environment": environment(),
@@ -162,8 +172,11 @@ def layer_rows(case: Case, seconds: float) -> list[dict]:
         }
         for name, timing in interleave(runs, seconds=seconds).items():
             rows[name][f"{measure}_ms"] = timing
-        for name, run in runs.items():
-            rows[name][f"{measure}_mb"] = peak_memory(run)
+        if not _keeps_memory():
+            for name, run in runs.items():
+                rows[name][f"{measure}_mb"] = peak_memory(run)
+    if _keeps_memory() and case == MEMORY_CASE:
+        _add_memory("layer", "backward_mb", rows)
     return list(rows.values())
 
 
@@ -236,23 +249,9 @@ def network_rows(
     if data_format == "channels_first":
         x = np.moveaxis(x, -1, 1).copy()
     y = random.integers(10, size=batch * burst)
-    contenders = {
-        "strided": (None, False),
-        "spectral": (FixedSpectralPooling, False),
-        "outer": (DiffStride, False),
-        "outer's floor: slices": (Slice, False),
-        "inner": (functools.partial(DiffStride, ramp="inner"), False),
-        "straight-through": (
-            functools.partial(DiffStride, ramp="straight_through"),
-            False,
-        ),
-    }
-    if BACKEND == "tensorflow":
-        contenders["outer, static"] = (DiffStride, True)
-        contenders["inner, static"] = (contenders["inner"][0], True)
     models = {
         name: _compiled(pooling, static, data_format)
-        for name, (pooling, static) in contenders.items()
+        for name, (pooling, static) in network_contenders().items()
     }
     rows = {
         name: {"contender": name, "batch": batch, "data_format": data_format}
@@ -267,9 +266,31 @@ def network_rows(
             rows[name][f"{measure}_ms"] = {
                 key: value / burst for key, value in timing.items()
             }
-        for name, run in runs.items():
-            rows[name][f"{measure}_mb"] = peak_memory(run)
+        if not _keeps_memory():
+            for name, run in runs.items():
+                rows[name][f"{measure}_mb"] = peak_memory(run)
+    if _keeps_memory():
+        _add_memory("network", "step_mb", rows)
     return list(rows.values())
+
+
+def network_contenders() -> dict[str, tuple]:
+    """What is compared: names, pooling classes, whether sizes are held."""
+    contenders = {
+        "strided": (None, False),
+        "spectral": (FixedSpectralPooling, False),
+        "outer": (DiffStride, False),
+        "outer's floor: slices": (Slice, False),
+        "inner": (functools.partial(DiffStride, ramp="inner"), False),
+        "straight-through": (
+            functools.partial(DiffStride, ramp="straight_through"),
+            False,
+        ),
+    }
+    if BACKEND == "tensorflow":
+        contenders["outer, static"] = (DiffStride, True)
+        contenders["inner, static"] = (contenders["inner"][0], True)
+    return contenders
 
 
 def interleave(
@@ -300,6 +321,32 @@ def interleave(
     return {name: _quartiles(values) for name, values in times.items()}
 
 
+def memory_of(part: str, name: str) -> float | None:
+    """Peak memory of one contender, in a process that has done nothing else.
+
+    Args:
+        part: `"layer"` or `"network"`.
+        name: the contender.
+
+    Returns:
+        Most memory in MB that the call on all images has added.
+    """
+    if part == "layer":
+        make = layer_contenders(MEMORY_CASE)[name]
+        x = np.random.default_rng(0).normal(size=MEMORY_CASE.shape)
+        x = ops.convert_to_tensor(x.astype("float32"))
+        one, run = make(x[:1], True), make(x, True)
+    else:
+        pooling, static = network_contenders()[name]
+        model = _compiled(pooling, static, "channels_last")
+        x = np.zeros((32, 32, 32, 3), "float32")
+        y = np.zeros(32, "int32")
+        one = functools.partial(_train, model, x[:1], y[:1], 1)
+        run = functools.partial(_train, model, x, y, 1)
+    one()
+    return peak_memory(run)
+
+
 def peak_memory(run: Callable) -> float | None:
     """Most memory that a call holds, in MB, beyond what was held before."""
     if hasattr(run, "allotted"):
@@ -320,6 +367,26 @@ def peak_memory(run: Callable) -> float | None:
     before = _status("VmRSS")
     run()
     return round((_status("VmHWM") - before) / 2**10, 2)
+
+
+def _keeps_memory() -> bool:
+    return BACKEND == "tensorflow" and not _on_gpu()
+
+
+def _add_memory(part: str, key: str, rows: dict[str, dict]) -> None:
+    """Adds to each row what a process of its own finds; nothing is timed."""
+
+    def measure(name: str) -> float | None:
+        command = [sys.executable, __file__, f"--memory_of={name}"]
+        done = subprocess.run(
+            [*command, f"--part={part}"], capture_output=True, text=True
+        )
+        return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
+
+    names = [name for name in rows if "imaginary" not in name]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for name, value in zip(names, pool.map(measure, names), strict=True):
+            rows[name][key] = value
 
 
 def environment() -> dict[str, Any]:
@@ -634,6 +701,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=7, help="of the network measurement")
     add("--batch", type=int, default=32, help="images in a training step")
     add("--burst", type=int, default=1, help="training steps in a turn")
+    add("--memory_of", metavar="CONTENDER", help="print its peak memory, in MB")
     add("--output", help="where to write the results as JSON")
     add("--table", metavar="JSON", help="print the tables of these results")
     add("--plot", metavar="JSON", help="draw these results")

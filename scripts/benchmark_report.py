@@ -162,15 +162,30 @@ def _layer_tables(title: str, cases: dict[tuple, dict]) -> list[str]:
                 ]
             ],
         ),
-        "Peak memory of forward + backward in MB",
+        *_memory_table(names, cases),
+    ]
+
+
+def _memory_table(names: list[str], cases: dict[tuple, dict]) -> list[str]:
+    """Peak memory, of the sizes of which it was measured."""
+    known = {
+        case: rows
+        for case, rows in cases.items()
+        if any(row.get("backward_mb") is not None for row in rows.values())
+    }
+    if not known:
+        return []
+    header = [f"{size} ({batch})" for size, batch in known]
+    return [
+        "Peak memory of forward + backward, in MB",
         _markdown(
             ["layer", *header],
             [
                 [
                     name,
                     *(
-                        _number(rows[name]["backward_mb"])
-                        for rows in cases.values()
+                        _number(rows[name].get("backward_mb"))
+                        for rows in known.values()
                     ),
                 ]
                 for name in names
@@ -230,7 +245,7 @@ def _network_table(rows: list[dict]) -> list[str]:
                 f"{step / times['strided']:.2f}",
                 f"{step / times['spectral']:.2f}",
                 f"{step / times[_FLOOR]:.2f}",
-                _number(row["step_mb"]),
+                _number(row.get("step_mb")),
             ]
         )
     return [

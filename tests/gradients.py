@@ -58,6 +58,30 @@ def output_and_gradients(layer, x, cotangent=None):
     return as_array(y), as_array(dx), [as_array(v) for v in dv]
 
 
+def gradients_of(function, *values):
+    """Gradients of a scalar function of arrays, as arrays."""
+    values = [ops.convert_to_tensor(value) for value in values]
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            result = function(*values)
+        gradients = tape.gradient(result, values)
+    elif backend == "jax":
+        import jax
+
+        arguments = tuple(range(len(values)))
+        gradients = jax.grad(function, argnums=arguments)(*values)
+    else:
+        import torch
+
+        values = [value.detach().requires_grad_(True) for value in values]
+        gradients = torch.autograd.grad(function(*values), values)
+    return [ops.convert_to_numpy(gradient) for gradient in gradients]
+
+
 def relative_error(actual, expected):
     """Largest difference, relative to the largest entry expected."""
     actual, expected = np.asarray(actual), np.asarray(expected)

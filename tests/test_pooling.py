@@ -32,6 +32,10 @@ def images(*shape, seed=0, mean=0.0):
     return x.astype("float32")
 
 
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
 def apply(layer, x):
     """Runs a layer on (batch, channels, height, width) in its own format."""
     if layer.data_format == "channels_first":
@@ -352,14 +356,14 @@ class TestKerasBehaviour(testing.TestCase):
 def test_spatial_pooling_is_average_pooling():
     x = images(2, 9, 8, 3)
     np.testing.assert_allclose(
-        np.asarray(SpatialPooling()(x)), x[:, ::2, ::2], atol=1e-6
+        array(SpatialPooling()(x)), x[:, ::2, ::2], atol=1e-6
     )
     for strides in (2.5, (2.5, 2.5), 0):
         with pytest.raises(ValueError, match="`strides` must be an integer"):
             SpatialPooling(strides=strides)
     ours = SpatialPooling(pool_size=3, strides=2)(x)
     keras_own = keras.layers.AveragePooling2D(3, 2, "same")(x)
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(keras_own))
+    np.testing.assert_array_equal(array(ours), array(keras_own))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +461,7 @@ def test_a_call_never_changes_the_variable():
     layer = DiffStride(1.0)
     for training in (True, False):
         layer(images(1, 32, 32, 1), training=training)
-        np.testing.assert_array_equal(np.asarray(layer.stride_weights), [1, 1])
+        np.testing.assert_array_equal(array(layer.stride_weights), [1, 1])
 
 
 def test_a_stride_that_is_not_a_number_shows_in_the_output():
@@ -479,7 +483,7 @@ def test_the_constraint_holds_the_variable_after_each_step():
     x = images(8, 16, 16, 1)
     for _ in range(3):
         model.fit(x, np.ones((8, 1)), epochs=1, verbose=0)
-        strides = np.asarray(layer.stride_weights)
+        strides = array(layer.stride_weights)
         assert np.all((strides >= 1.8) & (strides <= 2.5))
     constraint = StrideConstraint(1.5, None)
     np.testing.assert_allclose(constraint(np.array([1.0, 9.0])), [1.5, 9.0])
@@ -511,12 +515,12 @@ def test_save_and_load_a_trained_model(tmp_path):
     model.compile(keras.optimizers.SGD(0.05), "mse")
     data = images(8, 20, 20, 1)
     model.fit(data, np.ones((8, 4)), epochs=2, verbose=0)
-    strides = np.asarray(model.layers[2].stride_weights)
+    strides = array(model.layers[2].stride_weights)
     assert np.all(strides != 2.0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(
-        np.asarray(loaded.layers[2].stride_weights), strides
+        array(loaded.layers[2].stride_weights), strides
     )
     np.testing.assert_allclose(
         loaded.predict(data, verbose=0), model.predict(data, verbose=0)
