@@ -33,6 +33,7 @@ setuptools.setup(
     ],
     extras_require={
         "datasets": ["scikit-learn>=1.5"],
+        "jax": ["jax>=0.10"],
         "plot": ["matplotlib>=3.9"],
         "test": [
             "hypothesis>=6.100",
@@ -41,6 +42,9 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.5",
+            # One version: where newer ones bring CUDA, this one may not.
+            "torch==2.13.0",
         ],
+        "torch": ["torch>=2.7"],
     },
 )

@@ -5,6 +5,12 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh datasets,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
-# The layers know nothing of TensorFlow: the goldens, on another backend.
-KERAS_BACKEND=jax python -m pytest -q -n 2 tests/test_goldens.py
+# The layers know nothing of TensorFlow: their tests, on the other backends.
+for KERAS_BACKEND in jax torch; do
+  export KERAS_BACKEND
+  python -m pytest -q -n 2 \
+    tests/test_{spectral,goldens,pooling,ramps,dimensions,precision}.py \
+    tests/test_{static,resnet,inspection}.py
+done
+export KERAS_BACKEND=tensorflow
 python -m pytest -q -n 2 "$@"

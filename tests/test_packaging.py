@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 import zipfile
 
 import numpy as np
@@ -14,30 +15,77 @@ import diffstride
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "diffstride",
-        "diffstride.spectral",
-        "diffstride.pooling",
-        "diffstride.regularizers",
-        "diffstride.resnet",
-    ],
-)
-def test_layers_import_neither_tensorflow_nor_gin_nor_tfds(module):
-    script = (
-        f"import sys, {module}\n"
-        "bad = {'tensorflow', 'gin', 'tensorflow_datasets', 'absl.app'}\n"
-        "sys.exit(', '.join(sorted(bad & set(sys.modules))) or None)"
-    )
+def run(script, backend):
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "KERAS_BACKEND": backend},
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_layers_import_neither_tensorflow_nor_gin_nor_tfds(backend):
+    script = """
+        import sys
+        import diffstride.inspection
+        import diffstride.pooling
+        import diffstride.regularizers
+        import diffstride.resnet
+        import diffstride.spectral
+        import diffstride.static
+        bad = {'tensorflow', 'gin', 'tensorflow_datasets', 'absl.app'}
+        sys.exit(', '.join(sorted(bad & set(sys.modules))) or None)
+    """
+    run(script, backend)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_layers_train_where_there_is_no_tensorflow(backend):
+    # Keras itself imports it where it is found.
+    script = """
+        import sys
+
+        class Without:
+            def __init__(self, finder):
+                self.finder = finder
+
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+
+            def find_spec(self, name, path=None, target=None):
+                absent = ("tensorflow", "tensorflow_datasets", "gin")
+                if name.partition(".")[0] not in absent:
+                    return self.finder.find_spec(name, path, target)
+
+        sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+
+        import keras
+        import numpy as np
+        import diffstride
+        from diffstride.inspection import pooling_states
+        from diffstride.regularizers import stride_cost
+        from diffstride.resnet import Resnet
+
+        x = np.random.default_rng(0).normal(size=(8, 12, 12, 1))
+        y = np.eye(2)[[0, 1] * 4]
+        model = Resnet(
+            [2, 4], [1, 2], num_output_classes=2,
+            pooling_cls=diffstride.DiffStride, num_layers=1,
+        )
+        model.compile("sgd", "mse")
+        model.fit(x, y, batch_size=4, verbose=0, validation_data=(x, y))
+        expected = model.predict(x, verbose=0)
+        actual = diffstride.freeze(model).predict(x, verbose=0)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+        states = pooling_states(model, (12, 12, 1))
+        assert float(stride_cost([s.strides for s in states])) > 0
+        assert diffstride.DiffStride1D()(x[:, :, 0]).shape == (8, 12, 1)
+        assert "tensorflow" not in sys.modules
+    """
+    run(script, backend)
 
 
 @pytest.fixture(scope="module")
