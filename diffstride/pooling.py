@@ -347,7 +347,7 @@ class BaseDiffStride(BaseSpectralPooling):
         # Under an eager `jax.grad` a tracer covers the value.
         for uncover in (lambda variable: variable, ops.stop_gradient):
             try:
-                return ops.convert_to_numpy(uncover(self.stride_weights))
+                return ops.convert_to_numpy(uncover(self.stride_weights.value))
             except (TypeError, NotImplementedError):
                 continue
         if keras.backend.backend() == "jax" and in_symbolic_scope():

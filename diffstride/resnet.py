@@ -219,6 +219,10 @@ class ResnetBlock(keras.layers.Layer):
             )
             if key in residual_layer_args
         }
+        if "pooling_cls" in layer_args:
+            layer_args["pooling_cls"] = _pooling_factory(
+                layer_args["pooling_cls"]
+            )
         super().__init__(**residual_layer_args)
         if num_layers < 1:
             raise ValueError(

@@ -98,13 +98,6 @@ def freeze(model: keras.Model) -> keras.Model:
     frozen = _frozen(model)
     if not frozen.built:
         frozen.build_from_config(model.get_build_config())
-    for layer in _learned(frozen):
-        if not layer.frozen:
-            raise ValueError(
-                f"`freeze` cannot reach {layer.path}, inside of a layer or "
-                "model of your own. Give that a method `frozen_config()` that "
-                "returns its config with this layer frozen."
-            )
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.weights.h5"
         model.save_weights(path)
@@ -207,7 +200,14 @@ def _make(model: keras.Model, kind: str, force: bool = False) -> Callable:
     original = getattr(type(model), f"make_{kind}_function")
 
     def make() -> Callable:
-        original(model, force=True)
+        one_step = getattr(model, f"{kind}_step")
+        # A new function each time: JAX goes by the function when it looks for
+        # what was traced before, with whatever sizes.
+        setattr(model, f"{kind}_step", lambda *args: one_step(*args))
+        try:
+            original(model, force=True)
+        finally:
+            delattr(model, f"{kind}_step")
         function = getattr(model, name)
         setattr(model, name, step)
         return function
@@ -247,7 +247,9 @@ def _value(
     )
 
 
-def _learned(model: keras.Model) -> list[BaseDiffStride]:
+def _learned(model: keras.Operation) -> list[BaseDiffStride]:
+    if not isinstance(model, keras.layers.Layer):
+        return []  # An operation such as `keras.ops.square`.
     return [
         layer
         for layer in model._flatten_layers()
@@ -259,5 +261,16 @@ def _frozen(layer: keras.layers.Layer) -> keras.layers.Layer:
     if hasattr(layer, "frozen_config"):
         return type(layer).from_config(layer.frozen_config())
     if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
-        return keras.models.clone_model(layer, clone_function=_frozen)
+        # Keras would compile the clone, too, through a config of its loss.
+        compiled, layer.compiled = layer.compiled, False
+        try:
+            return keras.models.clone_model(layer, clone_function=_frozen)
+        finally:
+            layer.compiled = compiled
+    for inner in _learned(layer):
+        raise ValueError(
+            f"`freeze` cannot reach {inner.path}, inside of {layer.name}, a "
+            f"{type(layer).__name__}. Give that class a method "
+            "`frozen_config()` that returns its config with this layer frozen."
+        )
     return type(layer).from_config(layer.get_config())

@@ -96,6 +96,7 @@ def plot(results: dict[str, Any], picture: str) -> None:
         axes.set(ylabel="forward + backward, ns per input value")
         ticks = sorted({x for line in axes.lines for x in line.get_xdata()})
         axes.set_xticks(ticks, [str(int(x)) for x in ticks])
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
