@@ -48,7 +48,11 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**_share_of_cores(jobs), **os.environ},
+                env={
+                    "PYTHONUNBUFFERED": "1",  # So that the log can be followed.
+                    **_share_of_cores(jobs),
+                    **os.environ,
+                },
                 # Control-C is for the parent to deal with.
                 process_group=0,
                 pass_fds=[lock.fileno()],
@@ -113,18 +117,27 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Raises `Stopped` on SIGINT and SIGTERM, once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+def noting_signals() -> Iterator[Callable[[], None]]:
+    """Notes SIGINT and SIGTERM, instead of ending at any point of the program.
 
-    def stop(number: int, frame: Any) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+    Yields:
+        A function that raises `Stopped` if there was one.
+    """
+    noted: list[int] = []
 
-    before = {number: signal.signal(number, stop) for number in numbers}
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+
+    def check() -> None:
+        if noted:
+            raise Stopped(noted[0])
+
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO
 
 if __name__ == "__main__" and (spec := importlib.util.find_spec("diffstride")):
@@ -27,7 +27,7 @@ if __name__ == "__main__" and (spec := importlib.util.find_spec("diffstride")):
     sys.modules["diffstride"] = importlib.util.module_from_spec(spec)
 
 import grid
-from processes import Process, Stopped, locked, stopping_on_signals
+from processes import Process, Stopped, locked, noting_signals
 
 from diffstride.errors import UserError, run_reporting_errors
 from diffstride.files import replace_text
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> int:
     if dry_run:
         return 0
     try:
-        with stopping_on_signals(), locked(sweep.folder) as lock:
-            failed = make_runs(sweep, lock)
+        with noting_signals() as check, locked(sweep.folder) as lock:
+            failed = make_runs(sweep, lock, check)
     except Stopped as stop:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 128 + stop.args[0]
@@ -129,12 +129,15 @@ def state(sweep: Sweep, run: grid.Run) -> str:
     return "finished" if finished else "started"
 
 
-def make_runs(sweep: Sweep, lock: TextIO) -> dict[str, str]:
+def make_runs(
+    sweep: Sweep, lock: TextIO, check: Callable[[], None]
+) -> dict[str, str]:
     """Makes the runs that are not finished, several at once.
 
     Args:
         sweep: the sweep.
         lock: a file that stays locked while one of the runs is alive.
+        check: called again and again, may raise to end the sweep and its runs.
 
     Returns:
         Name and error of each run that failed.
@@ -147,6 +150,7 @@ def make_runs(sweep: Sweep, lock: TextIO) -> dict[str, str]:
     _write_output(sweep)
     try:
         while waiting or running:
+            check()
             while waiting and len(running) < sweep.jobs:
                 run = waiting.popleft()
                 running.append((run, _start(sweep, run, lock)))

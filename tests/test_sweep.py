@@ -203,8 +203,11 @@ with (sweep_dir / "started").open("a") as file:
     print(name, os.getpid(), file=file)
 
 def wait_for(condition):
-    while not condition():
+    for _ in range(3000):  # Tests that fail shall end, too.
+        if condition():
+            return
         time.sleep(0.01)
+    sys.exit("waited in vain")
 
 {behaviour}
 row = {{"epoch": 1, "loss": 0.5}}
@@ -360,7 +363,7 @@ class TestSweep:
                       "1, but nothing in this run uses it", flush=True)
                 print("`pooling.FixedSpectralPooling.norm` is set in "
                       "--gin_bindings, but nothing in this run uses it")
-                time.sleep(600)
+                time.sleep(60)
             """
         )
         assert sweep.main(arguments("--grid=strides=1,2", "--grid=norm=ortho"))
@@ -368,6 +371,21 @@ class TestSweep:
         assert errors[0] is errors[2] is None
         for error in errors[1], errors[3]:
             assert error.startswith("strides has no effect with this config")
+
+    def test_what_diffstride_main_says_of_such_a_setting(self):
+        for text, axes in (
+            ("norm=ortho", "norm"),
+            ("strides=1,2", "strides"),
+            ("seed=0", None),
+        ):
+            (run,) = plan(text)
+            said = "\n".join(config.unused(run.bindings, operative_text=""))
+            error = sweep._without_effect(run, said)
+            assert error.startswith(f"{axes} has no") if axes else error is None
+        # The layer that it is meant for is there.
+        (run,) = plan("norm=ortho")
+        said = config.unused(run.bindings, "DiffStride.norm = 'ortho'")
+        assert sweep._without_effect(run, "\n".join(said)) is None
 
     def test_several_at_once_share_the_cores(self, trainer, monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
@@ -428,6 +446,21 @@ class TestSweep:
             "",
         ]
 
+    def test_runs_end_when_the_sweep_is_stopped(self, trainer, capsys):
+        trainer("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+        before = signal.getsignal(signal.SIGTERM)
+        assert sweep.main(arguments("--jobs=2")) == 128 + signal.SIGTERM
+        assert "Stopped." in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) == before
+        with processes.locked(pathlib.Path("runs")):
+            pids = pathlib.Path("runs/started").read_text().split()[1::2]
+            for pid in pids:
+                with pytest.raises(ProcessLookupError):
+                    os.kill(int(pid), 0)
+        trainer()
+        assert sweep.main(arguments()) == 0
+        assert [record["error"] for record in table()] == [None] * 4
+
     def test_two_sweeps_in_a_folder(self, trainer, monkeypatch):
         monkeypatch.setattr(processes, "_LOCK_SECONDS", 0)
         with processes.locked(pathlib.Path("runs")):
@@ -438,7 +471,7 @@ class TestSweep:
     def test_what_is_left_of_a_sweep_keeps_others_out(self, tmp_path):
         # Where the system does not end a child together with its parent.
         with processes.locked(tmp_path) as lock:
-            child = processes.Process(["sleep", "600"], tmp_path / "log", lock)
+            child = processes.Process(["sleep", "60"], tmp_path / "log", lock)
         try:
             with (tmp_path / "sweep.lock").open() as file:
                 assert not processes._try_to_lock(file)
@@ -491,7 +524,7 @@ def is_alive(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the system of Linux")
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_sweep_that_is_ended_leaves_no_run_behind(how, trainer, tmp_path):
     trainer("if name == 'outer_seed-0': wait_for((sweep_dir / 'go').exists)")
     python = tmp_path / "python"
