@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from diffstride import callbacks, data, resnet
+from diffstride import callbacks, data, files, resnet
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.inspection import (
     PoolingState,
@@ -151,7 +151,7 @@ def train(
     # Replicas have batch statistics of their own. The model that is tested is
     # to be the one that is kept.
     backup.restore(model)
-    callbacks.replace_file(root / "model.keras", model.save)
+    files.replace_file(root / "model.keras", model.save)
     test = model.evaluate(datasets.test, verbose=0, return_dict=True)
     states = pooling_states(model, datasets.image_shape)
     summary = {
@@ -165,7 +165,7 @@ def train(
         "pooling": [state._asdict() for state in states],
     }
     text = json.dumps(summary, indent=1) + "\n"
-    callbacks.replace_text(root / "summary.json", text)
+    files.replace_text(root / "summary.json", text)
     print(format_summary(summary, states))
     return summary
 
@@ -286,7 +286,7 @@ def _write_config(
                 "choose another --workdir, or remove it to start afresh. "
                 f"Differing: {'; '.join(differing)}"
             )
-    callbacks.replace_text(path, text)
+    files.replace_text(path, text)
 
 
 def _settings(text: str) -> set[str]:

@@ -18,8 +18,8 @@ import sys
 
 from absl import app, flags
 
-from diffstride.callbacks import read_rows
 from diffstride.errors import UserError, run_reporting_errors
+from diffstride.files import read_rows
 
 _METHODS = {
     "strided": "None",

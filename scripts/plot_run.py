@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from absl import app  # noqa: E402
 
-from diffstride.callbacks import read_rows  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+from diffstride.files import read_rows  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

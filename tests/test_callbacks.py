@@ -5,13 +5,9 @@ import numpy as np
 import pytest
 
 from diffstride import DiffStride
-from diffstride.callbacks import (
-    Backup,
-    EpochRecorder,
-    StopOnNonFiniteLoss,
-    read_rows,
-)
+from diffstride.callbacks import Backup, EpochRecorder, StopOnNonFiniteLoss
 from diffstride.errors import NonFiniteLossError
+from diffstride.files import read_rows
 from diffstride.resnet import Resnet
 
 

@@ -1,0 +1,47 @@
+"""Files that are whole at any moment. Imports no framework."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a JSON-lines file, without a last line that was cut short.
+
+    Args:
+        path: the file; it need not exist.
+
+    Returns:
+        One dictionary for each complete line.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def replace_file(
+    path: pathlib.Path, write: Callable[[pathlib.Path], Any]
+) -> None:
+    """Writes a file beside its place, then puts it there in one step.
+
+    Args:
+        path: the file to replace.
+        write: writes a file at the path it is given, of the same suffixes.
+    """
+    beside = path.with_name(f"unfinished.{path.name}")
+    write(beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Likewise, for a file of text.
+
+    Args:
+        path: the file to replace.
+        text: its new content.
+    """
+    replace_file(path, lambda beside: beside.write_text(text))

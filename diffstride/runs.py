@@ -1,0 +1,100 @@
+"""Runs as records, out of workdirs or JSON lines. Imports no framework.
+
+A record holds `name`, `settings` (what a sweep varied: axis -> text or number),
+`gin_config`, `bindings`, `jobs` (runs at once), `error` (text, if it failed),
+`summary` (of `summary.json`, or `None`) and `epochs` (rows of `metrics.jsonl`).
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from diffstride.errors import UserError
+from diffstride.files import read_rows
+
+_BARE = {
+    "settings": {},
+    "gin_config": None,
+    "bindings": [],
+    "jobs": None,
+    "error": None,
+}
+_PARTS = ("run.json", "summary.json", "metrics.jsonl")
+
+
+def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Packs a workdir into a record.
+
+    Args:
+        workdir: the folder of a run, finished or not. If no sweep made it, its
+            settings are empty and its name is the folder's.
+
+    Returns:
+        The record.
+    """
+    root = pathlib.Path(workdir)
+    return {
+        "name": root.resolve().name,
+        **_BARE,
+        **(read_json(root / "run.json") or {}),
+        "summary": read_json(root / "summary.json"),
+        "epochs": read_rows(root / "metrics.jsonl"),
+    }
+
+
+def read_runs(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
+    """Reads records.
+
+    Args:
+        paths: workdirs, folders of workdirs, and `.jsonl` files of records.
+
+    Returns:
+        The records, in the order of the paths; those of a folder by name.
+
+    Raises:
+        UserError: if there is none at one of the paths.
+    """
+    return [record for path in paths for record in _read(pathlib.Path(path))]
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """Reads a JSON file, if there is one.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content, or `None`.
+    """
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    if path.is_file():
+        records = _read_lines(path)
+    elif _is_workdir(path):
+        records = [read_run(path)]
+    else:
+        records = [
+            read_run(p) for p in sorted(path.glob("*")) if _is_workdir(p)
+        ]
+    if not records:
+        raise UserError(
+            "Expected the workdir of a run, a folder of workdirs, or a .jsonl "
+            f"file that scripts/sweep.py wrote. Received: {path}"
+        )
+    return records
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        records = read_rows(path)
+    except ValueError:
+        return []
+    return records if all("settings" in each for each in records) else []
+
+
+def _is_workdir(path: pathlib.Path) -> bool:
+    return any((path / part).exists() for part in _PARTS)

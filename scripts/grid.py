@@ -1,0 +1,274 @@
+"""What a sweep is to run: grids of settings, and the gin bindings they mean.
+
+An axis is one of `AXES`, or a gin parameter by its full name.
+"""
+
+import itertools
+import json
+import math
+import pathlib
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from diffstride.errors import UserError
+
+Value = str | int | float | bool
+Settings = dict[str, Value]
+
+_POOLING = "resnet.Resnet.pooling_cls"
+_RAMPS = ("outer", "inner", "straight_through")
+METHODS = {
+    "strided": [f"{_POOLING} = None"],
+    "spectral": [f"{_POOLING} = @pooling.FixedSpectralPooling"],
+} | {
+    ramp: [
+        f"{_POOLING} = @pooling.DiffStride",
+        f"pooling.DiffStride.ramp = '{ramp}'",
+    ]
+    for ramp in _RAMPS
+}
+_PARAMETERS = {
+    "strides": ["resnet.Resnet.strides"],
+    "smoothness": ["pooling.DiffStride.smoothness_factor"],
+    "norm": ["pooling.DiffStride.norm", "pooling.FixedSpectralPooling.norm"],
+    "lambda": ["train.train.stride_cost_weight"],
+    "shared": ["pooling.DiffStride.shared_stride"],
+    "stride_lr": ["pooling.DiffStride.stride_lr_multiplier"],
+}
+# Which methods a parameter reaches, by how its name begins; all, if not here.
+_REACH = {
+    "pooling.DiffStride.": _RAMPS,
+    "pooling.FixedSpectralPooling.": ("spectral",),
+    "train.train.stride_cost_weight": _RAMPS,
+}
+AXES = ("method", *_PARAMETERS, "seed")
+
+
+class Grid(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        products: each from axes to their values; all combinations of these.
+        gin_config: config of all runs, if the grid names one.
+        bindings: gin bindings of all runs.
+    """
+
+    products: list[dict[str, list[Value]]]
+    gin_config: str | None = None
+    bindings: Sequence[str] = ()
+
+
+class Run(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+        name: folder of the run; tells its settings.
+        settings: axis -> value.
+        bindings: the gin bindings that they mean.
+    """
+
+    name: str
+    settings: Settings
+    bindings: list[str]
+
+
+def load(texts: Sequence[str]) -> Grid:
+    """Reads grids as they stand on the command line.
+
+    Args:
+        texts: one TOML file, or axes such as `"seed=0|1"`, which make up one
+            product.
+
+    Returns:
+        The grid.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if len(texts) == 1 and texts[0].endswith(".toml"):
+        return _load_file(pathlib.Path(texts[0]))
+    product = {}
+    for text in texts:
+        axis, equals, values = text.partition("=")
+        axis = axis.strip()
+        if not equals or axis in product:
+            raise UserError(
+                "--grid must be one TOML file, or axes such as 'seed=0|1', "
+                f"each given once. Received: --grid={text}"
+            )
+        product[axis] = [_number(value.strip()) for value in values.split("|")]
+    return Grid([_checked(product)])
+
+
+def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
+    """Lists the runs of a sweep.
+
+    Settings that do not reach the method of a run are taken out, and of runs
+    that are then alike one is kept. Seeds vary slowest, so that a sweep that is
+    stopped half-way has covered all settings.
+
+    Args:
+        products: as in `Grid`.
+
+    Returns:
+        The runs, in the order in which to make them.
+
+    Raises:
+        UserError: if two runs would have the same name.
+    """
+    settings: dict[str, Settings] = {}
+    for product in products:
+        for values in itertools.product(*product.values()):
+            each = _effective(dict(zip(product, values, strict=True)))
+            settings.setdefault(json.dumps(each), each)
+    seeds = list(dict.fromkeys(each.get("seed") for each in settings.values()))
+    ordered = sorted(
+        settings.values(), key=lambda each: seeds.index(each.get("seed"))
+    )
+    runs: dict[str, Run] = {}
+    for each in ordered:
+        run = Run(_name(each), each, _bindings(each))
+        if run.name in runs:
+            raise UserError(
+                f"The folder {run.name} would hold two runs, with settings "
+                f"{runs[run.name].settings} and {each}. Write them differently"
+            )
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def parameters(settings: Settings, axis: str) -> list[str]:
+    """Lists the gin parameters that an axis sets, if the method has them.
+
+    Args:
+        settings: those of a run.
+        axis: one of its axes.
+
+    Returns:
+        Full names; none for the method and the seed, which are set otherwise.
+    """
+    if axis in ("method", "seed"):
+        return []
+    method = settings.get("method")
+
+    def reaches(parameter: str) -> bool:
+        for beginning, methods in _REACH.items():
+            if parameter.startswith(beginning):
+                return method is None or method in methods
+        return True
+
+    return [p for p in _PARAMETERS.get(axis, [axis]) if reaches(p)]
+
+
+def _load_file(path: pathlib.Path) -> Grid:
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--grid={path} cannot be read: {error}") from error
+    gin_config = content.pop("gin_config", None)
+    bindings = content.pop("bindings", [])
+    tables = content.pop("grid", [])
+    if (
+        content
+        or not isinstance(gin_config, str | None)
+        or not _all_of(bindings, str)
+        or not _all_of(tables, dict)
+        or not tables
+    ):
+        raise UserError(
+            f"{path} must hold `gin_config` (text), `bindings` (list of texts) "
+            "and tables [[grid]] of lists, and nothing else"
+            + (f". Received: {', '.join(content)}" if content else "")
+        )
+    products = [_checked(table) for table in tables]
+    return Grid(products, gin_config, bindings)
+
+
+def _all_of(items: Any, kind: type) -> bool:
+    return isinstance(items, list) and all(isinstance(i, kind) for i in items)
+
+
+def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
+    """The product, its values in the form that settings have."""
+    checked = {}
+    for axis, values in product.items():
+        if axis not in AXES and "." not in axis:
+            raise UserError(
+                f"An axis of --grid must be one of {', '.join(AXES)}, or a gin "
+                "parameter such as keras.optimizers.SGD.learning_rate. "
+                f"Received: {axis}"
+            )
+        if not isinstance(values, list) or not values or "" in values:
+            raise UserError(f"The axis {axis} needs a list of values")
+        checked[axis] = [_value(axis, value) for value in values]
+        for value in checked[axis]:
+            _check(axis, value)
+    return checked
+
+
+def _check(axis: str, value: Value) -> None:
+    if axis == "method" and value not in METHODS:
+        raise UserError(
+            f"`method` must be one of {', '.join(METHODS)}. Received: {value}"
+        )
+    if axis == "seed" and type(value) is not int:
+        raise UserError(f"`seed` must be a whole number. Received: {value}")
+
+
+def _number(text: str) -> Value:
+    """What a text on the command line stands for."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _value(axis: str, value: Any) -> Value:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if axis == "strides":
+        items = value if isinstance(value, list) else str(value).split(",")
+        return ",".join(str(_value("", item)).strip() for item in items)
+    return value if isinstance(value, Value) else str(value)
+
+
+def _effective(settings: Settings) -> Settings:
+    """Settings that reach the method, in an order of their own."""
+    first = ("method", *_PARAMETERS)
+    dotted = sorted(axis for axis in settings if axis not in AXES)
+    return {
+        axis: settings[axis]
+        for axis in (*first, *dotted, "seed")
+        if axis in settings
+        and (axis in ("method", "seed") or parameters(settings, axis))
+    }
+
+
+def _bindings(settings: Settings) -> list[str]:
+    bindings = list(METHODS.get(settings.get("method"), []))
+    for axis, value in settings.items():
+        for parameter in parameters(settings, axis):
+            bindings.append(f"{parameter} = {_gin(value)}")
+    return bindings
+
+
+def _gin(value: Value) -> str:
+    """A value as gin writes it; text that looks like gin is left as it is."""
+    looks_like_gin = isinstance(value, str) and (
+        value == "None" or value[0] in "@%[({'\""
+    )
+    return value if looks_like_gin else repr(value)
+
+
+def _name(settings: Settings) -> str:
+    # All axes, those with one value too: a grid that grows keeps its folders.
+    parts = [
+        str(value) if axis == "method" else f"{axis.split('.')[-1]}-{value}"
+        for axis, value in settings.items()
+    ]
+    return "_".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)
