@@ -48,6 +48,7 @@ def trajectories(run: Run | None) -> plt.Figure | str:
                 markevery=max(len(values) // 10, 1),
                 ls="--" if axis == "width" else "-",
                 fillstyle=_FILLS.get(axis, "full"),
+                clip_on=False,
             )
             text = f"{names[i]} {axis}".strip()
             ends.append((f"{text}, {values[-1]:.2f}", color, values[-1]))
@@ -104,7 +105,7 @@ def distribution(study: Study) -> plt.Figure | str:
     )
     headline(
         figure,
-        f"Half of the learned strides ended within {100 * change:.0f} % of "
+        f"Half of the learned strides ended within {100 * change:.2g} % of "
         "where they began",
     )
     return figure
@@ -169,7 +170,7 @@ def _moved_most(run: Run) -> str:
         )
     ]
     _, name, start, end = max(moves, key=lambda move: move[0])
-    return f"The stride of {name} moved most, from {start:.2f} to {end:.2f}"
+    return f"The most moved stride: {name}, from {start:.2f} to {end:.2f}"
 
 
 def _by_method(study: Study) -> dict[str, list[Run]]:

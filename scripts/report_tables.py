@@ -69,9 +69,11 @@ def accuracy_table(study: Study) -> str:
             m for m in study.methods if any(study.cell(m, r) for r in rows)
         ]
         shared = [r for r in rows if all(study.cell(m, r) for m in present)]
-        uneven |= len(shared) < len(rows) > 1
-        if len(shared) > 1:
-            table += _over_strides(study, context, shared)
+        uneven |= 1 < len(shared) < len(rows)
+        # Methods that lack a row get no mean where too few are shared.
+        table += _over_strides(
+            study, context, shared if len(shared) > 1 else rows
+        )
     parts = [markdown(header or [""], table)]
     if not study.axes:
         parts = [markdown(["", *header], [["all runs", *row] for row in table])]
@@ -231,6 +233,8 @@ def _bold_best(
 
 def _over_strides(study: Study, context: Row, rows: list[Row]) -> list:
     """Mean over initial strides, and largest less smallest mean."""
+    if len(rows) < 2:
+        return []
     averages: list[float | None] = []
     spreads: list[float | None] = []
     for method in study.methods:
@@ -238,9 +242,10 @@ def _over_strides(study: Study, context: Row, rows: list[Row]) -> list:
             mean(run.accuracy for run in study.cell(method, row))
             for row in rows
         ]
-        known = [value for value in means if value is not None]
         averages.append(mean(means))
-        spreads.append(max(known) - min(known) if known else None)
+        spreads.append(None if None in means else max(means) - min(means))
+    if averages == [None] * len(averages):
+        return []
     return [
         [*map(str, context), f"*{title}*", *_bold_best(texts, values, best)]
         for title, values, best in (

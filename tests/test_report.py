@@ -72,6 +72,8 @@ def test_accuracies_by_hand():
         ["1,1,2,2", "92.00 ± 2.00 (3)", "**93.00 ± 2.83 (2)**", "-"],
         # 92.998 and 93 are alike as printed: both are marked.
         ["3,3,3,3", "80.00 (1)", "**93.00 ± 0.00 (2)**", "**93.00 (1)**"],
+        ["*mean of 2*", "86.00", "**93.00**", "-"],
+        ["*spread: largest - smallest*", "12.00", "**0.00**", "-"],
     ]
     # Squares about the means: 8 + 8 + 0.000008; degrees of freedom: 2 + 1 + 1.
     assert f"deviation is {math.sqrt(16 / 4):.2f} points" in text
@@ -97,6 +99,12 @@ def test_mean_and_spread_over_initial_strides():
     assert rows[5] == ["*mean of 3*", "86.00", "**88.00**"]
     assert rows[6] == ["*spread: largest - smallest*", "9.00", "**2.00**"]
     assert "all methods of the group" in text
+    records += made([99], method="inner", strides="1,1,1,2")
+    text = accuracy_table(study(records))
+    # One row is too few: means of those alone that have all of them.
+    assert table(text)[5] == ["*mean of 4*", "67.00", "-", "-"]
+    assert table(text)[6][1:] == ["80.00", "-", "-"]
+    assert "all methods of the group" not in text
     assert "nothing is known of the noise" in text
 
 
