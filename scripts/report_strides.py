@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from report_data import MISSING, STRIDES, Run, Study, order, short_names
 from report_style import (
     BAR,
@@ -207,6 +208,7 @@ def _draw_distribution(
 ) -> None:
     """Dots in columns: layers, in them initial strides, in them axes."""
     step = 0.8 / len(starts)
+    bars: set[tuple[float, float]] = set()
     for run in runs:
         i = starts.index(run.setting.get(STRIDES, MISSING))
         color, marker = SERIES[i % len(SERIES)]
@@ -215,14 +217,7 @@ def _draw_distribution(
             for j, (axis, initial, end) in enumerate(
                 zip(_AXES, layer["initial"], layer["strides"], strict=False)
             ):
-                axes.plot(
-                    [x - 0.42 * step, x + 0.42 * step],
-                    [initial] * 2,
-                    color=BAR,
-                    lw=2.5,
-                    zorder=1,
-                    solid_capstyle="butt",
-                )
+                bars.add((x, initial))
                 axes.plot(
                     *(x + step * (0.36 * j - 0.18), end),
                     marker=marker,
@@ -230,6 +225,7 @@ def _draw_distribution(
                     fillstyle=_FILLS[axis],
                     alpha=0.85,
                 )
+    _draw_bars(axes, bars, 0.84 * step)
     _layer_axis(axes, positions)
 
 
@@ -243,20 +239,14 @@ def _draw_cutoffs(
 ) -> None:
     """Dots of one method, in a column for each layer and axis."""
     color, marker = style
+    bars: dict[plt.Axes, set] = {axes: set() for axes in pair}
     for run, (j, axis) in itertools.product(runs, enumerate(_AXES)):
         ends = _frequencies(run, j, "strides")
         starts = _frequencies(run, j, "initial")
         for axes, end, start in zip(pair, ends, starts, strict=True):
             for layer, y, initial in zip(run.layers, end, start, strict=True):
                 x = positions[layer["name"]] + middle
-                axes.plot(
-                    [x - 0.46 * width, x + 0.46 * width],
-                    [initial] * 2,
-                    color=BAR,
-                    lw=2,
-                    zorder=1,
-                    solid_capstyle="butt",
-                )
+                bars[axes].add((x, initial))
                 axes.plot(
                     *(x + width * (0.44 * j - 0.22), y),
                     marker=marker,
@@ -264,6 +254,16 @@ def _draw_cutoffs(
                     fillstyle=_FILLS[axis],
                     alpha=0.75,
                 )
+    for axes, places in bars.items():
+        _draw_bars(axes, places, 0.92 * width)
+
+
+def _draw_bars(
+    axes: plt.Axes, places: set[tuple[float, float]], width: float
+) -> None:
+    """Initial values, behind the dots."""
+    x, y = np.array(sorted(places)).T
+    axes.hlines(y, x - width / 2, x + width / 2, color=BAR, lw=2.5, zorder=1)
 
 
 def _frequencies(
