@@ -134,8 +134,9 @@ def _figures(
             lambda: global_factors(study),
             "Product of the strides of all layers, height times width, before "
             "and after training; each point is a run, the lines join the "
-            "means. On a level line all starts would end alike; on the dashed "
-            "one no stride has moved.",
+            "means (methods that start alike are drawn beside each other). On "
+            "a level line all starts would end alike; on the dashed one no "
+            "stride has moved.",
         ),
         (
             "learned_strides",
