@@ -2,7 +2,7 @@
 # From a bare Python to the whole test suite. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/venv.sh datasets,test
+. scripts/venv.sh datasets,plot,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
 # The layers know nothing of TensorFlow: their tests, on the other backends.

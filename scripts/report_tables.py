@@ -1,0 +1,321 @@
+"""The tables of a report, in Markdown."""
+
+import collections
+import statistics
+from typing import Any
+
+from report_data import (
+    LAMBDA,
+    MISSING,
+    STRIDES,
+    Row,
+    Run,
+    Study,
+    deviation,
+    epoch_seconds,
+    global_factor,
+    mean,
+    order,
+    pooled_deviation,
+)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+
+    Returns:
+        The table, with `|` in cells escaped.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
+    )
+
+
+def method_label(method: str) -> str:
+    """How a method is called in tables and figures."""
+    return method.replace("_", "-")
+
+
+def axis_label(axis: str) -> str:
+    """How a setting is called in tables and figures."""
+    return "initial strides" if axis == STRIDES else axis.replace("_", " ")
+
+
+def accuracy_table(study: Study) -> str:
+    """Test accuracy by setting and method, and what the start matters.
+
+    Args:
+        study: the runs.
+
+    Returns:
+        A table with mean, sample standard deviation and number of runs; under
+        each group of strides, the mean and the spread over the group.
+    """
+    header = [*map(axis_label, study.axes), *map(method_label, study.methods)]
+    table = []
+    uneven = False
+    for context in dict.fromkeys(study.context(r, STRIDES) for r in study.rows):
+        rows = [r for r in study.rows if study.context(r, STRIDES) == context]
+        for row in rows:
+            cells = [study.cell(method, row) for method in study.methods]
+            table.append([*map(str, row), *_accuracies(cells)])
+        present = [
+            m for m in study.methods if any(study.cell(m, r) for r in rows)
+        ]
+        shared = [r for r in rows if all(study.cell(m, r) for m in present)]
+        uneven |= 1 < len(shared) < len(rows)
+        # Methods that lack a row get no mean where too few are shared.
+        table += _over_strides(
+            study, context, shared if len(shared) > 1 else rows
+        )
+    parts = [markdown(header or [""], table)]
+    if not study.axes:
+        parts = [markdown(["", *header], [["all runs", *row] for row in table])]
+    if uneven:
+        parts.append(
+            "Mean and spread over strides are over those initial strides that "
+            "all methods of the group were run with."
+        )
+    noise = pooled_deviation(
+        [[run.accuracy for run in runs] for runs in study.groups()]
+    )
+    if noise is not None:
+        parts.append(
+            "Mean ± sample standard deviation over seeds (number of runs); the "
+            "best mean of a row is bold. Between two runs that differ in "
+            f"nothing but the seed, the standard deviation is {noise:.2f} "
+            "points, pooled over all cells."
+        )
+    else:
+        parts.append(
+            "Mean (number of runs); the best of a row is bold. Nothing was run "
+            "with more than one seed, so that nothing is known of the noise."
+        )
+    return "\n\n".join(parts)
+
+
+def cost_table(study: Study) -> str:
+    """Accuracy beside cost, one row for each setting and method."""
+    header = [
+        *map(axis_label, study.axes),
+        *("method", "accuracy, %", "MACs, M", "activations, MB"),
+        *("s / epoch", "strides at the end", "output sizes at the end"),
+    ]
+    table = []
+    for row in study.rows:
+        for method in study.methods:
+            if runs := study.cell(method, row):
+                table.append(
+                    [
+                        *map(str, row),
+                        method_label(method),
+                        accuracy_text(runs),
+                        *_costs(runs),
+                        _at_the_end(runs, "strides", "{:.2f}"),
+                        _at_the_end(runs, "output_size", "{:.3g}"),
+                    ]
+                )
+    return markdown(header, table)
+
+
+def frontier_table(study: Study) -> str | None:
+    """What the regulariser's weight buys, or `None` if it does not vary."""
+    if LAMBDA not in study.axes:
+        return None
+    others = [axis for axis in study.axes if axis != LAMBDA]
+    header = ["method", *map(axis_label, others), LAMBDA]
+    header += ["accuracy, %", "MACs, M", "activations, MB", "s / epoch"]
+    header += ["stride cost J", "product of strides"]
+    table = []
+    for method in study.methods:
+        knows = method in study.given(LAMBDA)
+        rows: dict[Row, Row] = {}
+        for row in study.rows:
+            weight = study.value(row, LAMBDA) if knows else MISSING
+            rows.setdefault((*study.context(row, LAMBDA), weight), row)
+        for values in sorted(
+            rows, key=lambda v: [*map(order, [*others, LAMBDA], v)]
+        ):
+            if runs := study.cell(method, rows[values]):
+                table.append(
+                    [
+                        method_label(method),
+                        *map(str, values),
+                        accuracy_text(runs),
+                        *_costs(runs),
+                        _number(mean(map(_stride_cost, runs)), 3),
+                        _number(mean(map(_factor, runs)), 1),
+                    ]
+                )
+    return markdown(header, table)
+
+
+def ablation_table(study: Study, axis: str) -> str:
+    """One axis alone: the other settings are the same in all of its rows.
+
+    Args:
+        study: the runs.
+        axis: one of its axes.
+
+    Returns:
+        A table, values of the axis by methods.
+    """
+    values = sorted(
+        {run.setting[axis] for run in study.runs if axis in run.setting},
+        key=lambda value: order(axis, value),
+    )
+    columns = {m: _matched(study, axis, m) for m in study.methods}
+    table = []
+    for value in values:
+        cells = [columns[m].get(value, []) for m in study.methods]
+        table.append([str(value), *_pooled_accuracies(cells)])
+    return markdown(
+        [axis_label(axis), *map(method_label, study.methods)], table
+    )
+
+
+def failed_table(records: list[dict[str, Any]]) -> str:
+    """Runs that ended in an error, and the error's first line."""
+    rows = []
+    for record in records:
+        lines = str(record["error"]).strip().splitlines() or [""]
+        rows.append([record["name"], lines[0][:300]])
+    return markdown(["run", "error"], rows)
+
+
+def repeated_seeds(study: Study) -> list[str]:
+    """Names of runs that share all settings, the seed too, with another."""
+    names: dict[str, None] = {}
+    for runs in study.groups():
+        count = collections.Counter(run.seed for run in runs)
+        names.update((run.name, None) for run in runs if count[run.seed] > 1)
+    return list(names)
+
+
+def accuracy_text(runs: list[Run]) -> str:
+    """Mean ± standard deviation (number) of the accuracy, or `-`."""
+    accuracies = [run.accuracy for run in runs]
+    return _accuracy(mean(accuracies), deviation(accuracies), len(runs))
+
+
+def _accuracy(average: float | None, spread: float | None, number: int) -> str:
+    if average is None:
+        return MISSING
+    plus_minus = "" if spread is None else f" ± {spread:.2f}"
+    return f"{average:.2f}{plus_minus} ({number})"
+
+
+def _accuracies(cells: list[list[Run]]) -> list[str]:
+    means = [mean(run.accuracy for run in runs) for runs in cells]
+    return _bold_best([accuracy_text(runs) for runs in cells], means)
+
+
+def _bold_best(
+    texts: list[str], values: list[float | None], best: Any = max
+) -> list[str]:
+    """Marks the best of several, and what equals it as it is printed."""
+    known = [round(value, 2) for value in values if value is not None]
+    if len(known) < 2:
+        return texts
+    return [
+        f"**{text}**"
+        if value is not None and round(value, 2) == best(known)
+        else text
+        for text, value in zip(texts, values, strict=True)
+    ]
+
+
+def _over_strides(study: Study, context: Row, rows: list[Row]) -> list:
+    """Mean over initial strides, and largest less smallest mean."""
+    if len(rows) < 2:
+        return []
+    averages: list[float | None] = []
+    spreads: list[float | None] = []
+    for method in study.methods:
+        means = [
+            mean(run.accuracy for run in study.cell(method, row))
+            for row in rows
+        ]
+        averages.append(mean(means))
+        spreads.append(None if None in means else max(means) - min(means))
+    if averages == [None] * len(averages):
+        return []
+    return [
+        [*map(str, context), f"*{title}*", *_bold_best(texts, values, best)]
+        for title, values, best in (
+            (f"mean of {len(rows)}", averages, max),
+            ("spread: largest - smallest", spreads, min),
+        )
+        for texts in [[_number(value, 2) for value in values]]
+    ]
+
+
+def _matched(
+    study: Study, axis: str, method: str
+) -> dict[Any, list[list[Run]]]:
+    """Cells by the value of an axis, with the same other settings at each."""
+    contexts: dict[Row, dict[Any, list[Run]]] = {}
+    for row in study.rows:
+        value = study.value(row, axis)
+        if value != MISSING and (runs := study.cell(method, row)):
+            contexts.setdefault(study.context(row, axis), {})[value] = runs
+    if not contexts:
+        return {}
+    sets = [frozenset(cells) for cells in contexts.values()]
+    widest = max(sets, key=lambda s: (len(s), sets.count(s)))
+    matched: dict[Any, list[list[Run]]] = {}
+    for cells in contexts.values():
+        if widest <= set(cells):
+            for value in widest:
+                matched.setdefault(value, []).append(cells[value])
+    return matched
+
+
+def _pooled_accuracies(columns: list[list[list[Run]]]) -> list[str]:
+    """Means of the cells' means, ± the standard deviation within cells."""
+    texts, means = [], []
+    for cells in columns:
+        groups = [[run.accuracy for run in runs] for runs in cells]
+        average = mean(map(statistics.fmean, groups))
+        number = sum(map(len, groups))
+        means.append(average)
+        texts.append(_accuracy(average, pooled_deviation(groups), number))
+    return _bold_best(texts, means)
+
+
+def _costs(runs: list[Run]) -> list[str]:
+    return [
+        _number(mean(run.macs for run in runs), 2),
+        _number(mean(run.memory for run in runs), 3),
+        _number(epoch_seconds(runs), 1),
+    ]
+
+
+def _at_the_end(runs: list[Run], key: str, form: str) -> str:
+    """Means over the runs, for each layer; one number where axes agree."""
+    if len({len(run.layers) for run in runs}) > 1 or not runs[0].layers:
+        return MISSING
+    texts = []
+    for layers in zip(*(run.layers for run in runs), strict=True):
+        sizes = zip(*(layer[key] for layer in layers), strict=True)
+        pair = [form.format(statistics.fmean(values)) for values in sizes]
+        texts.append(" x ".join(dict.fromkeys(pair)))
+    return ", ".join(texts)
+
+
+def _stride_cost(run: Run) -> float | None:
+    return run.epochs[-1].get("stride_cost") if run.epochs else None
+
+
+def _factor(run: Run) -> float | None:
+    return global_factor(run.layers, "strides") if run.layers else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,397 @@
+"""What a report says is what the runs say."""
+
+import json
+import math
+import pathlib
+import statistics
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from made_up_runs import STRIDES, failed, grid, record
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import report  # noqa: E402
+import report_figures  # noqa: E402
+import report_masks  # noqa: E402
+import report_style  # noqa: E402
+from report_data import study  # noqa: E402
+from report_tables import (  # noqa: E402
+    ablation_table,
+    accuracy_table,
+    cost_table,
+    frontier_table,
+    repeated_seeds,
+)
+
+from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+
+FIGURES = (
+    "accuracy_cost",
+    "global_factor",
+    "learned_strides",
+    "cutoffs",
+    "trajectories",
+    "masks",
+)
+
+
+def made(accuracies, **settings):
+    """Runs of one setting with the given accuracies, in %, one a seed."""
+    records = []
+    for seed, accuracy in enumerate(accuracies):
+        each = record(seed=seed, epochs=2, **settings)
+        each["summary"]["test_accuracy"] = accuracy / 100
+        records.append(each)
+    return records
+
+
+def table(text):
+    """Rows of the first Markdown table, as lists of cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[c.strip() for c in line[1:-1].split(" | ")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    return [row for row in rows if set("".join(row)) != {"-"}]
+
+
+def test_accuracies_by_hand():
+    records = (
+        made([90, 92, 94], method="strided", strides="1,1,2,2")
+        + made([91, 95], method="outer", strides="1,1,2,2")
+        + made([80], method="strided", strides="3,3,3,3")
+        + made([93, 92.996], method="outer", strides="3,3,3,3")
+        + made([93], method="inner", strides="3,3,3,3")
+    )
+    text = accuracy_table(study(reversed(records)))
+    assert table(text) == [
+        ["initial strides", "strided", "outer", "inner"],
+        # 92, sqrt((4 + 0 + 4) / 2) = 2; 93, sqrt((4 + 4) / 1) = 2.83.
+        ["1,1,2,2", "92.00 ± 2.00 (3)", "**93.00 ± 2.83 (2)**", "-"],
+        # 92.998 and 93 are alike as printed: both are marked.
+        ["3,3,3,3", "80.00 (1)", "**93.00 ± 0.00 (2)**", "**93.00 (1)**"],
+        ["*mean of 2*", "86.00", "**93.00**", "-"],
+        ["*spread: largest - smallest*", "12.00", "**0.00**", "-"],
+    ]
+    # Squares about the means: 8 + 8 + 0.000008; degrees of freedom: 2 + 1 + 1.
+    assert f"deviation is {math.sqrt(16 / 4):.2f} points" in text
+
+
+def test_mean_and_spread_over_initial_strides():
+    records = []
+    for strides, strided, outer in (
+        ("1,1,1,2", 90, 88),
+        ("2,2,2,2", 87, 89),
+        ("3,2,2,2", 81, 87),
+        ("4,4,4,4", 10, None),
+    ):
+        records += made([strided], method="strided", strides=strides)
+        if outer:
+            records += made([outer], method="outer", strides=strides)
+    text = accuracy_table(study(records))
+    rows = table(text)
+    assert [row[0] for row in rows[1:5]] == [
+        *("1,1,1,2", "2,2,2,2", "3,2,2,2", "4,4,4,4")
+    ]
+    # Only over the three that both were run with.
+    assert rows[5] == ["*mean of 3*", "86.00", "**88.00**"]
+    assert rows[6] == ["*spread: largest - smallest*", "9.00", "**2.00**"]
+    assert "all methods of the group" in text
+    records += made([99], method="inner", strides="1,1,1,2")
+    text = accuracy_table(study(records))
+    # One row is too few: means of those alone that have all of them.
+    assert table(text)[5] == ["*mean of 4*", "67.00", "-", "-"]
+    assert table(text)[6][1:] == ["80.00", "-", "-"]
+    assert "all methods of the group" not in text
+    assert "nothing is known of the noise" in text
+
+
+def test_strides_are_ordered_by_their_product_and_groups_by_other_axes():
+    records = [
+        each
+        for strides in ("10,1,1,1", "2,2,1,1")
+        for norm in ("forward", "backward")
+        for each in made([90], strides=strides, norm=norm)
+    ]
+    rows = table(accuracy_table(study(records)))
+    assert [row[:2] for row in rows] == [
+        ["norm", "initial strides"],
+        ["backward", "2,2,1,1"],
+        ["backward", "10,1,1,1"],
+        ["backward", "*mean of 2*"],
+        ["backward", "*spread: largest - smallest*"],
+        ["forward", "2,2,1,1"],
+        ["forward", "10,1,1,1"],
+        ["forward", "*mean of 2*"],
+        ["forward", "*spread: largest - smallest*"],
+    ]
+
+
+def test_a_method_without_a_setting_stands_in_each_of_its_rows(tmp_path):
+    records = made([90, 91], method="strided")
+    for smoothness, accuracy in ((1, 80), (4, 85), (10, 95)):
+        records += made([accuracy], method="outer", smoothness=smoothness)
+    runs = study(records)
+    assert [row[::2] for row in table(accuracy_table(runs))] == [
+        ["smoothness", "strided"],
+        ["1", "**90.50 ± 0.71 (2)**"],
+        ["4", "**90.50 ± 0.71 (2)**"],
+        ["10", "90.50 ± 0.71 (2)"],
+    ]
+    text = report.write(records, tmp_path).read_text()
+    assert "strided was not given smoothness" in text
+    # Its two runs count once: sqrt(0.5), not less.
+    assert "deviation is 0.71 points" in text
+
+
+def test_an_axis_alone_is_compared_at_equal_settings():
+    records = (
+        made([80, 82], norm="backward", strides="1,1,2,2")
+        + made([90, 94], norm="forward", strides="1,1,2,2")
+        + made([60], norm="backward", strides="2,2,2,2")
+        + made([70], norm="forward", strides="2,2,2,2")
+        # Was not run with the other norm, and would turn the table.
+        + made([10], norm="forward", strides="9,9,9,9")
+        + made([50], method="spectral", norm="forward", strides="1,1,2,2")
+    )
+    assert table(ablation_table(study(records), "norm")) == [
+        ["norm", "spectral", "outer"],
+        # (81 + 60) / 2, (92 + 70) / 2; sqrt(2 / 1) and sqrt(8 / 1).
+        ["backward", "-", "70.50 ± 1.41 (3)"],
+        ["forward", "50.00 (1)", "**81.00 ± 2.83 (3)**"],
+    ]
+
+
+def test_costs_by_hand():
+    records = made([90, 92], method="spectral") + made([80], method="strided")
+    for each, macs, seconds in zip(
+        records, (3e6, 5e6, 1e6), ((1, 9), (2, 8), (7, 7)), strict=True
+    ):
+        each["summary"]["cost"] = {"macs": macs, "activation_bytes": macs / 8}
+        for row, value in zip(each["epochs"], seconds, strict=True):
+            row["seconds"] = value
+    for each, stride in zip(records[:2], (2, 3), strict=True):
+        first = each["summary"]["pooling"][0]
+        first.update(strides=[stride, 2], output_size=[stride, stride])
+        each["summary"]["pooling"] = [first, each["summary"]["pooling"][1]]
+    strided, spectral = table(cost_table(study(records)))[1:]
+    assert strided[1:] == [
+        *("strided", "80.00 (1)", "1.00", "0.125", "7.0", "-", "-")
+    ]
+    assert spectral == [
+        *("1,1,2,2", "spectral", "91.00 ± 1.41 (2)", "4.00", "0.500"),
+        *("5.0", "2.50 x 2.00, 1.00", "2.5, 28"),
+    ]
+
+
+def test_without_cost_the_last_epoch_may_tell_it():
+    (each,) = made([90])
+    del each["summary"]["cost"]
+    assert table(cost_table(study([each])))[1][3:5] == ["-", "-"]
+    each["epochs"][-1] |= {"macs": 2e6, "activation_bytes": 1e6}
+    assert table(cost_table(study([each])))[1][3:5] == ["2.00", "1.000"]
+
+
+def test_lambda_gets_a_frontier(tmp_path):
+    records = made([70, 70], method="strided")
+    for weight, accuracy in ((10, 80), (0.1, 95), (0, 96)):
+        records += made([accuracy, accuracy + 1], **{"lambda": weight})
+    rows = table(frontier_table(study(records)))
+    assert [row[:4] for row in rows[1:]] == [
+        ["strided", "1,1,2,2", "-", "70.00 ± 0.00 (2)"],
+        ["outer", "1,1,2,2", "0", "96.50 ± 0.71 (2)"],
+        ["outer", "1,1,2,2", "0.1", "95.50 ± 0.71 (2)"],
+        ["outer", "1,1,2,2", "10", "80.50 ± 0.71 (2)"],
+    ]
+    last = records[2:4]
+    products = [
+        math.prod(math.prod(layer["strides"]) for layer in layers)
+        for layers in (each["summary"]["pooling"] for each in last)
+    ]
+    assert rows[-1][-1] == f"{statistics.fmean(products):.1f}"
+    costs = [each["epochs"][-1]["stride_cost"] for each in last]
+    assert rows[-1][-2] == f"{statistics.fmean(costs):.3f}"
+    assert frontier_table(study(made([70]))) is None
+    text = report.write(records, tmp_path).read_text()
+    assert "](lambda.png)" in text and "](accuracy_cost.png)" not in text
+
+
+def test_a_report_of_everything(tmp_path):
+    records = [*grid(), failed(method="inner", seed=9)]
+    unfinished = {**record(seed=8), "summary": None}
+    path = report.write([*records, unfinished], tmp_path, "A title")
+    text = path.read_text()
+    assert path == tmp_path / "report.md"
+    assert text.startswith("# A title\n")
+    assert "62 runs: 60 ended well, 1 failed, 1 did not end" in text
+    assert "On 2 CPU cores, Python 3.11.7, TensorFlow 2.21.0, Keras" in text
+    assert "config `fashion_mnist.gin`" in text
+    # One line of the error, and no new column.
+    assert r"| Loss is nan at step 12 \| epoch 1 |" in text
+    assert "Traceback" not in text
+    assert f"did not end\n\n{unfinished['name']}." in text
+    assert "No figure" not in text
+    for stem in FIGURES:
+        assert f"]({stem}.png)" in text
+        look(tmp_path / f"{stem}.png", tmp_path / f"{stem}.svg")
+
+
+def look(png, svg):
+    """The picture has something on it, and nothing of it is at the edge."""
+    import matplotlib.pyplot as plt
+
+    picture = plt.imread(png)[..., :3].mean(-1)
+    assert min(picture.shape) > 300
+    assert 0.005 < (picture < 0.9).mean() < 0.5
+    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    assert min(edge.min() for edge in edges) > 0.99
+    root = xml.etree.ElementTree.parse(svg).getroot()
+    assert len(list(root.iter())) > 100
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        report.write(grid(strides=STRIDES[:2], seeds=2), tmp_path / name)
+        files = sorted((tmp_path / name).iterdir())
+        contents.append({path.name: path.read_bytes() for path in files})
+    assert len(contents[0]) == 1 + 2 * len(FIGURES)
+    assert contents[0] == contents[1]
+
+
+def test_what_there_is_no_data_for_is_left_out(tmp_path):
+    report.write(grid(seeds=1), tmp_path)
+    text = report.write(
+        [record(method, cost=False) for method in ("strided", "spectral")],
+        tmp_path,
+    ).read_text()
+    assert text.count("No figure:") == len(FIGURES)
+    # Those of the earlier report are gone.
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_run_started_by_hand(tmp_path, capsys):
+    each = record(states=False, cost=False)
+    workdir = tmp_path / "mine"
+    workdir.mkdir()
+    (workdir / "summary.json").write_text(json.dumps(each["summary"]))
+    lines = [json.dumps(row) + "\n" for row in each["epochs"]]
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+    output = tmp_path / "out"
+    assert report.main(["", str(workdir), f"--output={output}"]) == 0
+    assert capsys.readouterr().out == f"{output / 'report.md'}\n"
+    text = (output / "report.md").read_text()
+    accuracy = 100 * each["summary"]["test_accuracy"]
+    assert f"| 1,1,2,2 | {accuracy:.2f} (1) |" in text
+    assert "lacks ramp and smoothness" in text
+    assert "](trajectories.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        ({"learned": True, "ramp": "inner"}, "inner"),
+        ({"learned": True}, "learned"),
+        ({"learned": False}, "spectral"),
+        ({"learned": False, "kind": "SpatialPooling"}, "average"),
+        ({"learned": False, "ramp": "outer"}, "outer, fixed"),
+    ],
+)
+def test_methods_of_runs_started_by_hand(change, method):
+    each = {**record(states=False), "settings": {}}
+    for layer in each["summary"]["pooling"]:
+        layer.update(change)
+    assert study([each]).methods == [method]
+
+
+def test_without_pooling_layers_the_method_is_strided_or_unknown():
+    each = {**record("strided"), "settings": {}}
+    assert study([each]).methods == ["strided"]
+    del each["summary"]["pooling"]
+    assert study([each]).methods == ["run"]
+
+
+def test_runs_are_not_counted_twice():
+    each = record()
+    assert len(study([each, each]).runs) == 1
+    other = {**record(), "name": "other"}
+    assert repeated_seeds(study([each, other])) == [each["name"], "other"]
+    assert repeated_seeds(study([each, record(seed=1)])) == []
+
+
+def test_runs_of_other_length_are_told_apart():
+    runs = study([record(epochs=2), record(epochs=3, seed=1)])
+    assert runs.axes == ["epochs", "strides"]
+    assert [row[0] for row in runs.rows] == [2, 3]
+
+
+def test_masks_are_those_of_the_definition():
+    """Against the table of ramps in `spectral`, written out for one layer."""
+    layer = {
+        "initial": [2.0, 2.0],
+        "strides": [2.0, 3.0],
+        "input_size": [24, 24],
+        "output_size": [20, 16],
+        "smoothness_factor": 4.0,
+        "ramp": "outer",
+        "shared_stride": False,
+    }
+    mask = report_masks._mask(layer, "strides")
+    k = np.arange(13)
+    weights = np.clip((4 + 24 / 3 / 2 - (k - 1)) / 4, 0, 1)
+    np.testing.assert_allclose(mask.frequencies, k / 24)
+    np.testing.assert_allclose(mask.weights, weights, atol=1e-6)
+    assert mask.stride == pytest.approx(3.0)
+    # No stride is below that at which the mask would be flat, 24 / (24 - 4).
+    layer["strides"] = [1.0, 1.0]
+    assert report_masks._mask(layer, "strides").stride == pytest.approx(1.2)
+
+
+def test_sizes_at_the_start_follow_from_the_initial_strides():
+    each = record("inner", "1,2,2,1", size=32)
+    (run,) = study([each]).runs
+    sizes = [tuple(size) for size in report_masks._first_sizes(run)]
+    assert sizes == [(32, 32), (32, 32), (16, 16), (8, 8)]
+
+
+def test_the_run_that_is_shown():
+    runs = study([record("strided"), record("outer"), record("inner")])
+    assert report_figures.single_run(runs, None).method == "outer"
+    name = record("inner")["name"]
+    assert report_figures.single_run(runs, name).method == "inner"
+    for bad in ("missing", record("strided")["name"]):
+        with pytest.raises(UserError, match=f"Received: {bad}. There are: out"):
+            report_figures.single_run(runs, bad)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (None, "does not exist"),
+        ([], "run"),
+        ([failed(method="outer")], "Loss is nan"),
+        ([{**record(), "summary": None}], "1 did not end"),
+    ],
+)
+def test_what_cannot_be_reported_ends_in_one_line(
+    write, message, tmp_path, capsys
+):
+    path = tmp_path / "runs.jsonl"
+    if write is not None:
+        path.write_text("".join(json.dumps(r) + "\n" for r in write))
+    argv = ["", str(path), f"--output={tmp_path / 'out'}"]
+    assert run_reporting_errors(report.main)(argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_keep_apart_and_near():
+    wanted = [0.0, 0.1, 0.15, 5.0, 9.9, 10.0]
+    found = report_style.spread(wanted, 1.0, 0.0, 10.0)
+    assert min(np.diff(found)) >= 1 - 1e-9
+    assert found[3] == 5.0
+    assert 0 <= min(found) and max(found) <= 10
