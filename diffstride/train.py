@@ -60,8 +60,9 @@ def train(
         workdir: where the run is kept.
         seed: seed of initial weights, data order and augmentation.
         label_smoothing: share of the label that is spread over all classes.
-        stride_cost_weight: weight in the loss of the stride cost J, >= 0. It
-            has no effect on a model without learned strides.
+        stride_cost_weight: weight in the loss of the stride cost J, >= 0. All
+            losses that are reported include it. It has no effect on a model
+            without learned strides.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,

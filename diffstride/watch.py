@@ -92,6 +92,8 @@ def path_in(model: keras.Model, layer: keras.layers.Layer) -> str:
 
 def _known_shape(model: keras.Model) -> Any:
     shape = getattr(model, "input_shape", None)
+    if hasattr(model, "operations"):  # Functional; the names of its inputs.
+        shape = keras.tree.map_structure(lambda x: x.shape, model.input)
     if shape is None:
         shape = (model.get_build_config() or {}).get("input_shape")
     if shape is not None:

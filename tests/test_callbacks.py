@@ -112,7 +112,9 @@ def test_tensorboard_takes_numbers_of_more_than_32_bits(tmp_path):
     recorder = EpochRecorder(tmp_path / "metrics.jsonl", (16, 16, 1), 3)
     recorder.scalars = {"macs": 2**40}
     board = TensorBoard(str(tmp_path), recorder)
-    board.set_model(keras.Sequential([keras.Input((1,))]))
+    model = keras.Sequential([keras.Input((1,))])
+    model.compile("sgd", "mse")
+    board.set_model(model)
     board.on_train_begin()
     board.on_epoch_end(0, {})
     board.on_train_end()

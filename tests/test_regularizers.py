@@ -153,7 +153,10 @@ def test_the_shape_is_that_of_the_build():
     inner = chain(DiffStride(2.0), shape=(None, None, 1))
     with pytest.raises(ValueError, match="`input_shape` must be given for"):
         add_stride_cost(inner, 1.0)
-    inputs = {"image": keras.Input((16, 16, 1)), "factor": keras.Input((1,))}
+    inputs = {
+        "image": keras.Input((16, 16, 1), name="image"),
+        "factor": keras.Input((1,), name="factor"),
+    }
     x = inner(inputs["image"]) * inputs["factor"][:, None, None]
     nested = keras.Model(inputs, DiffStride(2.0)(x))
     assert term(add_stride_cost(nested, 1.0)) == pytest.approx(1 / 4 + 1 / 16)
@@ -216,7 +219,7 @@ def test_loss_of_a_model_is_that_without_the_term_and_the_term(static):
         return history.history["loss"][0], evaluated
 
     plain = losses()
-    for weight in (5.0, 0.5, 0.0):
+    for weight in (5.0, 0.0):
         # Heeded though a function was compiled before.
         add_stride_cost(model, weight)
         for with_term, without in zip(losses(), plain, strict=True):
@@ -252,10 +255,9 @@ def test_a_large_weight_makes_strides_grow_and_computation_shrink():
     model.build((None, 16, 16, 1))
     before = model_cost(model)
     add_stride_cost(model, 5.0)
-    model.compile(keras.optimizers.SGD(0.02), "mse")
-    x = np.random.default_rng(0).normal(size=(16, 16, 16, 1))
-    y = np.eye(10)[np.arange(16) % 10]
-    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x = np.random.default_rng(0).normal(size=(8, 16, 16, 1))
+    model.fit(x, np.eye(10)[:8], batch_size=4, verbose=0)
     strides = [
         ops.convert_to_numpy(variable)
         for variable in model.trainable_variables

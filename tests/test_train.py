@@ -148,7 +148,7 @@ def test_summary_on_the_terminal(finished):
     for name in ("macs", "activation_bytes"):
         assert cost[name] == rows(workdir)[-1][name]
     assert (
-        f"cost           {cost['macs'] / 1e6:.1f} M multiply-accumulates and "
+        f"cost           {cost['macs'] / 1e3:.1f} k multiply-accumulates and "
         f"{cost['activation_bytes'] / 1e3:.1f} kB of activations an image\n"
     ) in out
     for state in summary["pooling"]:
@@ -538,6 +538,7 @@ train.train(
     num_epochs=int(sys.argv[3]),
     workdir=sys.argv[2],
     devices={devices},
+    stride_cost_weight=0.1,
 )
 """
 
@@ -558,6 +559,7 @@ def test_a_compiled_run_ends_like_a_dynamic_one(data_dir, tmp_path):
         *TINY,
         "train.num_epochs = 1",
         "train.deterministic = False",
+        "train.stride_cost_weight = 0.1",
         "pooling.DiffStride.ramp = 'inner'",
     ]
     losses = []
@@ -580,10 +582,11 @@ def test_two_devices(data_dir, tmp_path):
     resumed = run_on(two, data_dir, again, 2)
     for name, value in weights(run).items():
         np.testing.assert_array_equal(weights(again)[name], value)
-    # What is reported is what the saved model does.
+    # What is reported is what the saved model does, and the stride cost.
     model = keras.models.load_model(tmp_path / "two" / "model.keras")
     data = load_datasets("digits", 64, data_dir=data_dir, image_size=12)
     test = model.evaluate(data.test, verbose=0, return_dict=True)
+    test["loss"] += 0.1 * rows(run)[-1]["stride_cost"]
     for name, value in (("accuracy", 1e-6), ("loss", 1e-5)):
         expected = pytest.approx(test[name], rel=value)
         assert summary[f"test_{name}"] == expected
