@@ -64,7 +64,7 @@ class Regularised(keras.layers.Layer):
 
 
 def gradients_of_losses(model):
-    """By the path of each trainable variable."""
+    """One for each trainable variable."""
     layer = Regularised(model)
     *_, gradients = output_and_gradients(layer, np.zeros((1, 1), "float32"))
     return gradients
