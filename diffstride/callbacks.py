@@ -9,9 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from diffstride.cost import cost_of_calls
 from diffstride.errors import NonFiniteLossError
 from diffstride.files import read_rows, replace_file, replace_text
-from diffstride.inspection import PoolingState, cost_of, pooling_states
+from diffstride.inspection import PoolingState, cost_of, states_of
+from diffstride.watch import watch
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -97,8 +99,9 @@ class EpochRecorder(keras.callbacks.Callback):
     """Completes the metrics of an epoch and appends them to a JSON-lines file.
 
     To what Keras reports it adds the epoch's duration, its training steps per
-    second, the learning rate, the stride cost J, and for each pooling layer its
-    strides and output size.
+    second, the learning rate, the stride cost J, for each pooling layer its
+    strides and output size, and what an image costs at these strides:
+    multiply-accumulates (`macs`) and `activation_bytes`.
 
     Args:
         path: the file; rows of epochs that are about to be repeated are taken
@@ -140,13 +143,16 @@ class EpochRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
-        states = pooling_states(self.model, self.image_shape)
+        calls = watch(self.model, self.image_shape)
+        cost = cost_of_calls(self.model, calls)
         self.scalars = {
             "learning_rate": float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             ),
             "steps_per_second": self.steps_per_epoch / self._train_seconds,
-            **pooling_scalars(states),
+            **pooling_scalars(states_of(calls)),
+            "macs": cost.macs,
+            "activation_bytes": cost.activation_bytes,
         }
         row = {
             "epoch": epoch + 1,
@@ -186,7 +192,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the scalars, and sends them off."""
-        super().on_epoch_end(epoch, {**(logs or {}), **self._recorder.scalars})
+        scalars = {
+            # Summaries take no integers of more than 32 bits.
+            name: float(value)
+            for name, value in self._recorder.scalars.items()
+        }
+        super().on_epoch_end(epoch, {**(logs or {}), **scalars})
         for writer in self._writers.values():
             writer.flush()
 

@@ -1,5 +1,6 @@
 """Which pooling layers a model has, and what they do at their strides now."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +13,9 @@ from diffstride.pooling import (
     SpatialPooling,
 )
 from diffstride.regularizers import stride_cost
+from diffstride.watch import Call, watch
+
+_KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
 
 
 class PoolingState(NamedTuple):
@@ -24,6 +28,11 @@ class PoolingState(NamedTuple):
         input_size: size of the map it receives, likewise.
         output_size: size of the map it returns.
         learned: whether its strides are trainable.
+        kind: name of its class.
+        ramp: where its mask falls off; `None` where there is no such choice.
+        smoothness_factor: width of that ramp, likewise.
+        norm: scaling of its transforms, likewise.
+        shared_stride: whether one number serves as stride of all axes.
     """
 
     name: str
@@ -32,13 +41,17 @@ class PoolingState(NamedTuple):
     input_size: tuple[int, ...]
     output_size: tuple[int, ...]
     learned: bool
+    kind: str
+    ramp: str | None
+    smoothness_factor: float | None
+    norm: str | None
+    shared_stride: bool
 
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the pooling layers of a model that are ours, each once."""
-    kinds = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
     return [
-        layer for layer in model._flatten_layers() if isinstance(layer, kinds)
+        layer for layer in model._flatten_layers() if isinstance(layer, _KINDS)
     ]
 
 
@@ -64,52 +77,58 @@ def pooling_states(
         The state of each pooling layer, in the order in which they
         are first reached, which is that of depth.
     """
-    seen: dict[int, PoolingState] = {}
-
-    def watch(layer: keras.layers.Layer) -> None:
-        call = layer.call
-
-        def watched(inputs: Any) -> Any:
-            outputs = call(inputs)
-            seen.setdefault(
-                id(layer), _state(model, layer, inputs.shape, outputs.shape)
-            )
-            return outputs
-
-        layer.call = watched
-
-    layers = pooling_layers(model)
-    if not layers:
-        return []
-    for layer in layers:
-        watch(layer)
-    try:
-        model(np.zeros((1, *image_shape), "float32"), training=False)
-    finally:
-        for layer in layers:
-            del layer.call
-    return list(seen.values())
+    return states_of(watch(model, image_shape))
 
 
-def cost_of(states: list[PoolingState]) -> float:
+def states_of(calls: Sequence[Call]) -> list[PoolingState]:
+    """Likewise, of a model that was watched.
+
+    Args:
+        calls: what `watch` returns.
+
+    Returns:
+        The state of each pooling layer, at its first call.
+    """
+    first: dict[int, Call] = {}
+    for call in calls:
+        if isinstance(call.layer, _KINDS):
+            first.setdefault(id(call.layer), call)
+    return [_state(call) for call in first.values()]
+
+
+def learns_strides(model: keras.Model) -> bool:
+    """Whether a model has DiffStride layers that are not frozen."""
+    return any(
+        isinstance(layer, BaseDiffStride) and not layer.frozen
+        for layer in pooling_layers(model)
+    )
+
+
+def cost_of(states: Sequence[PoolingState]) -> float:
     """Returns the stride cost J of the DiffStride layers among `states`."""
     learned = [state.strides for state in states if state.learned]
-    return float(stride_cost(learned, rank=len(learned[0]) if learned else 2))
+    # States have a stride for each axis.
+    return float(stride_cost(learned, rank=1))
 
 
-def _state(
-    model: keras.Model, layer: Any, input_shape: Any, output_shape: Any
-) -> PoolingState:
+def _state(call: Call) -> PoolingState:
+    layer = call.layer
     first = 1 if layer.data_format == "channels_last" else 2
+    axes = slice(first, first + len(layer.strides))
     weights = getattr(layer, "stride_weights", layer.strides)
     strides = np.broadcast_to(
         ops.convert_to_numpy(weights), (len(layer.strides),)
     )
     return PoolingState(
-        name=layer.path.removeprefix(f"{model.name}/"),
+        name=call.name,
         initial=tuple(float(s) for s in layer.strides),
         strides=tuple(strides.tolist()),
-        input_size=tuple(int(n) for n in input_shape[first:][: len(strides)]),
-        output_size=tuple(int(n) for n in output_shape[first:][: len(strides)]),
+        input_size=call.input_shape[axes],
+        output_size=call.output_shape[axes],
         learned=isinstance(layer, BaseDiffStride) and not layer.frozen,
+        kind=type(layer).__name__,
+        ramp=getattr(layer, "ramp", None),
+        smoothness_factor=getattr(layer, "smoothness_factor", None),
+        norm=getattr(layer, "norm", None),
+        shared_stride=getattr(layer, "shared_stride", False),
     )

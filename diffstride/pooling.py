@@ -98,11 +98,13 @@ class BaseSpectralPooling(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
         inputs = ops.cast(inputs, self.compute_dtype)
+        return spectral.resample(inputs, self.factors(inputs), self.data_format)
+
+    def factors(self, inputs: Any) -> list[spectral.Factor]:
+        """Returns the matrices that `inputs` will be multiplied by."""
         shape = ops.shape(inputs)
         sizes = tuple(shape[axis] for axis in self.spatial_axes)
-        bands = self._bands(inputs, sizes)
-        factors = spectral.factors(sizes, bands, self.norm)
-        return spectral.resample(inputs, factors, self.data_format)
+        return spectral.factors(sizes, self._bands(inputs, sizes), self.norm)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a stride decides it."""
@@ -282,6 +284,14 @@ class BaseDiffStride(BaseSpectralPooling):
         """
         return self._cropped(tuple(sizes), self._used(strides, tuple(sizes)))
 
+    def scaled_strides(self) -> Any:
+        """Returns the stride variable, its gradient multiplied."""
+        strides = ops.convert_to_tensor(self.stride_weights)
+        if self.stride_lr_multiplier == 1.0:
+            return strides
+        value = ops.stop_gradient(strides)
+        return value + self.stride_lr_multiplier * (strides - value)
+
     def _bands(self, inputs: Any, sizes: tuple) -> tuple:
         host = self._host_strides()
         static = host is not None and all(isinstance(n, int) for n in sizes)
@@ -291,7 +301,7 @@ class BaseDiffStride(BaseSpectralPooling):
                 self.held.sizes[sizes] = cropped
         elif self.cropping:
             self._refuse_compilers(inputs)
-        strides = host if self.frozen else self._scaled_strides()
+        strides = host if self.frozen else self.scaled_strides()
         used = self._used(strides, sizes)
         if not static:
             cropped = self._cropped(sizes, used)
@@ -330,13 +340,6 @@ class BaseDiffStride(BaseSpectralPooling):
             )
             for axis, size in enumerate(sizes)
         )
-
-    def _scaled_strides(self) -> Any:
-        strides = ops.convert_to_tensor(self.stride_weights)
-        if self.stride_lr_multiplier == 1.0:
-            return strides
-        value = ops.stop_gradient(strides)
-        return value + self.stride_lr_multiplier * (strides - value)
 
     def _host_strides(self) -> np.ndarray | None:
         """Strides as an array, or `None` where they are known later."""

@@ -1,9 +1,14 @@
 """The stride cost `J`: what a chain of strides leaves to compute."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
+
+from diffstride.pooling import BaseDiffStride
+from diffstride.watch import watch
 
 
 def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
@@ -31,3 +36,94 @@ def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
         share = share / ops.prod(each) ** (rank if each.shape[0] == 1 else 1)
         cost = cost + share
     return cost
+
+
+def add_stride_cost(
+    model: keras.Model, weight: float, input_shape: Any = None
+) -> keras.Model:
+    """Adds `weight * J` to the loss that a model is trained on.
+
+    J is the `stride_cost` of all its DiffStride layers, in the order in which a
+    forward pass reaches them; a layer that it reaches several times counts
+    once. Strides that are not trained count as constants, those of layers with
+    `frozen=True` not at all. Where no stride is trained nothing is added.
+
+    The term is among `model.losses`, like any regulariser: `fit` and `evaluate`
+    heed it on every backend, and with `static_sizes`. It is no part of what is
+    saved; call this again on a model that was loaded, cloned or frozen.
+
+    Args:
+        model: any built model that holds DiffStride layers.
+        weight: finite and >= 0. Replaces the weight of an earlier call; 0 takes
+            the term away.
+        input_shape: shape of one example, without batch dimension. Needed if
+            the model was built for inputs of unknown size.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if the weight is negative or not finite, if the model is not
+            built, or if it has no learned strides.
+
+    Example:
+
+    >>> model = diffstride.add_stride_cost(model, 0.1)
+    >>> model.compile("sgd", "mse")
+
+    Reference:
+        [Learning Strides in Convolutional Neural Networks](
+        https://arxiv.org/abs/2202.01653), Riad et al., 2022, section 2.4.
+    """
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(
+            f"`weight` must be finite and >= 0. Received: weight={weight}"
+        )
+    reached = {id(call.layer): call.layer for call in watch(model, input_shape)}
+    layers = [
+        layer
+        for layer in reached.values()
+        if isinstance(layer, BaseDiffStride) and not layer.frozen
+    ]
+    if not layers:
+        raise ValueError(
+            "`model` must hold DiffStride layers that are not frozen and that "
+            f"its forward pass reaches. Received: {model.name}, without any"
+        )
+    for layer in layers:
+        layer.stride_weights.regularizer = (
+            _Term(float(weight), layer, layers) if weight else None
+        )
+    # Functions that were compiled before know nothing of it.
+    model.train_function = model.test_function = None
+    return model
+
+
+class _Term:
+    """Regulariser of the stride variable of a layer, among others.
+
+    Keras asks the variables that are trained at that time. The first of them
+    answers for all.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        layer: BaseDiffStride,
+        layers: Sequence[BaseDiffStride],
+    ):
+        self.weight = weight
+        self.layer = layer
+        self.layers = layers
+
+    def __call__(self, _: Any) -> Any:
+        trained = [
+            each for each in self.layers if each.stride_weights.trainable
+        ]
+        if self.layer is not trained[0]:
+            return ops.zeros(())
+        strides = [
+            ops.broadcast_to(layer.scaled_strides(), (layer.rank,))
+            for layer in self.layers
+        ]
+        return self.weight * stride_cost(strides, rank=1)

@@ -47,6 +47,7 @@ References:
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -431,7 +432,12 @@ def low_rank_pays(size: Size, lopsided: int) -> bool:
 LOW_RANK_SIZE = 10
 
 
-def resample(x: Tensor, factors: list[Factor], data_format: str) -> Tensor:
+def resample(
+    x: Tensor,
+    factors: list[Factor],
+    data_format: str,
+    along: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> Tensor:
     """Applies the matrices of all axes to every channel.
 
     Args:
@@ -439,25 +445,28 @@ def resample(x: Tensor, factors: list[Factor], data_format: str) -> Tensor:
             channels.
         factors: the `Factor` of each axis, as `factors` makes them.
         data_format: `"channels_last"` or `"channels_first"`.
+        along: multiplies by a matrix along an axis of a tensor; `None` stands
+            for the product itself.
 
     Returns:
         Tensor of the rank and the dtype of `x`, with the new sizes.
     """
+    along = along or _along
     begin = 1 if data_format == "channels_last" else 2
     cast = functools.partial(keras_ops.cast, dtype=x.dtype)
     if factors[0].left is not None:
         first, last = factors
-        y = _along(cast(first.real), x, begin)
-        y = _along(cast(last.real), y, begin + 1)
-        x = _along(cast(first.right), x, begin)
-        x = _along(cast(last.imaginary), x, begin + 1)
-        return y - _along(cast(first.left), x, begin)
+        y = along(cast(first.real), x, begin)
+        y = along(cast(last.real), y, begin + 1)
+        x = along(cast(first.right), x, begin)
+        x = along(cast(last.imaginary), x, begin + 1)
+        return y - along(cast(first.left), x, begin)
     # Real and imaginary part ride in one product an axis. They are interleaved
     # row by row, so that the next product sums over (part, position).
     parts = 1
     for axis, factor in enumerate(factors, begin):
         final = axis == begin + len(factors) - 1
-        x = _along(cast(_stacked(factor, parts, final)), x, axis)
+        x = along(cast(_stacked(factor, parts, final)), x, axis)
         if not final and (parts == 2 or factor.imaginary is not None):
             parts = 2
             shape = list(keras_ops.shape(x))
@@ -465,6 +474,28 @@ def resample(x: Tensor, factors: list[Factor], data_format: str) -> Tensor:
             shape[axis + 1] = 2 * shape[axis + 1]
             x = keras_ops.reshape(x, shape)
     return x
+
+
+def resample_macs(x: Any, factors: list[Factor], data_format: str) -> int:
+    """Counts the multiply-accumulates of `resample`, as it goes.
+
+    Args:
+        x: symbolic tensor of known shape.
+        factors: as in `resample`.
+        data_format: as in `resample`.
+
+    Returns:
+        Their number. Making the factors, once for a batch, is not in it.
+    """
+    counts = []
+
+    def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+        # Each number meets all rows.
+        counts.append(int(matrix.shape[0]) * math.prod(x.shape))
+        return _along(matrix, x, axis)
+
+    resample(x, factors, data_format, along)
+    return sum(counts)
 
 
 def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Training: data, model, optimizer, callbacks, fit, summary."""
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -14,13 +15,18 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride import callbacks, data, files, resnet
+from diffstride.cost import cost_of_calls
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.inspection import (
     PoolingState,
-    pooling_states,
+    learns_strides,
+    states_of,
     stride_variables,
 )
+from diffstride.regularizers import add_stride_cost
 from diffstride.static import static_sizes
+from diffstride.text import aligned, human
+from diffstride.watch import watch
 
 
 def train(
@@ -31,6 +37,7 @@ def train(
     workdir: str = "exp/diffstride",
     seed: int = 0,
     label_smoothing: float = 0.0,
+    stride_cost_weight: float = 0.0,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -53,6 +60,9 @@ def train(
         workdir: where the run is kept.
         seed: seed of initial weights, data order and augmentation.
         label_smoothing: share of the label that is spread over all classes.
+        stride_cost_weight: weight in the loss of the stride cost J, >= 0. All
+            losses that are reported include it. It has no effect on a model
+            without learned strides.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
@@ -71,7 +81,7 @@ def train(
         UserError: if data, settings or workdir do not allow the run.
         NonFiniteLossError: if the loss ceases to be finite.
     """
-    _check_arguments(num_epochs, seed, label_smoothing)
+    _check_arguments(num_epochs, seed, label_smoothing, stride_cost_weight)
     if jit_compile and deterministic:
         raise ConfigError(
             "`deterministic` must be False with `jit_compile=True`: not all of "
@@ -92,6 +102,12 @@ def train(
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
+            if stride_cost_weight and learns_strides(model):
+                add_stride_cost(model, stride_cost_weight, datasets.image_shape)
+            elif stride_cost_weight:
+                logging.info(
+                    "`stride_cost_weight` has no effect: no learned strides"
+                )
             if jit_compile:
                 static_sizes(model)
             optimizer = optimizer_cls()
@@ -153,13 +169,19 @@ def train(
     backup.restore(model)
     files.replace_file(root / "model.keras", model.save)
     test = model.evaluate(datasets.test, verbose=0, return_dict=True)
-    states = pooling_states(model, datasets.image_shape)
+    calls = watch(model, datasets.image_shape)
+    states = states_of(calls)
+    cost = cost_of_calls(model, calls)
     summary = {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "seconds": sum(row["seconds"] for row in recorder.rows),
         "epochs": max(first_epoch, num_epochs),
         "parameters": model.count_params(),
+        "cost": {
+            "macs": cost.macs,
+            "activation_bytes": cost.activation_bytes,
+        },
         "seed": seed,
         "environment": _environment(),
         "pooling": [state._asdict() for state in states],
@@ -182,12 +204,15 @@ def format_summary(
     Returns:
         Several lines of text.
     """
+    cost = summary["cost"]
     lines = [
         "",
         f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
         f"training time  {summary['seconds']:.0f} s, "
         f"{summary['epochs']} epochs",
         f"parameters     {summary['parameters']:,}",
+        f"cost           {human(cost['macs'])} multiply-accumulates and "
+        f"{human(cost['activation_bytes'], 'B')} of activations an image",
     ]
     if not states:
         return "\n".join(lines)
@@ -202,12 +227,7 @@ def format_summary(
                 " x ".join(map(str, state.output_size)),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [c.ljust(w) for c, w in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(4, "")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *aligned(rows)])
 
 
 def _environment() -> dict[str, Any]:
@@ -225,7 +245,10 @@ def _environment() -> dict[str, Any]:
 
 
 def _check_arguments(
-    num_epochs: int, seed: int, label_smoothing: float
+    num_epochs: int,
+    seed: int,
+    label_smoothing: float,
+    stride_cost_weight: float,
 ) -> None:
     for name, value, good, expected in (
         ("num_epochs", num_epochs, num_epochs >= 1, "at least 1"),
@@ -235,6 +258,12 @@ def _check_arguments(
             label_smoothing,
             0 <= label_smoothing < 1,
             "at least 0 and below 1",
+        ),
+        (
+            "stride_cost_weight",
+            stride_cost_weight,
+            0 <= stride_cost_weight < math.inf,
+            "finite and at least 0",
         ),
     ):
         if not good:

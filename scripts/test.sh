@@ -10,7 +10,7 @@ for KERAS_BACKEND in jax torch; do
   export KERAS_BACKEND
   python -m pytest -q -n 2 \
     tests/test_{spectral,goldens,pooling,ramps,dimensions,precision}.py \
-    tests/test_{static,resnet,inspection}.py
+    tests/test_{static,resnet,inspection,regularizers,cost}.py
 done
 export KERAS_BACKEND=tensorflow
 python -m pytest -q -n 2 "$@"

@@ -4,8 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride import DiffStride
-from diffstride.callbacks import Backup, EpochRecorder, StopOnNonFiniteLoss
+from diffstride import DiffStride, model_cost
+from diffstride.callbacks import (
+    Backup,
+    EpochRecorder,
+    StopOnNonFiniteLoss,
+    TensorBoard,
+)
 from diffstride.errors import NonFiniteLossError
 from diffstride.files import read_rows
 from diffstride.resnet import Resnet
@@ -92,12 +97,27 @@ def test_recorder_writes_a_row_an_epoch(tmp_path):
         "stride_cost",
     ):
         assert row[name] > 0
+    cost = model_cost(model, (16, 16, 1))
+    assert row["macs"] == cost.macs > 0
+    assert row["activation_bytes"] == cost.activation_bytes > 0
     assert row["learning_rate"] == pytest.approx(0.1)
     strides = np.asarray(model.blocks[0].layers[0].pooling.stride_weights)
     name = "block_1/layer_1/pooling"
     for axis, stride in zip(("height", "width"), strides, strict=True):
         assert row[f"stride/{name}/{axis}"] == pytest.approx(float(stride))
         assert row[f"output_size/{name}/{axis}"] in (14, 16)
+
+
+def test_tensorboard_takes_numbers_of_more_than_32_bits(tmp_path):
+    recorder = EpochRecorder(tmp_path / "metrics.jsonl", (16, 16, 1), 3)
+    recorder.scalars = {"macs": 2**40}
+    board = TensorBoard(str(tmp_path), recorder)
+    model = keras.Sequential([keras.Input((1,))])
+    model.compile("sgd", "mse")
+    board.set_model(model)
+    board.on_train_begin()
+    board.on_epoch_end(0, {})
+    board.on_train_end()
 
 
 def test_rows_that_will_be_repeated_are_taken_out(tmp_path):

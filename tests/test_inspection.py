@@ -1,36 +1,23 @@
 import keras
 import numpy as np
 import pytest
-from gradients import gradients_of
 from keras import ops
 
-from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+from diffstride import (
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    SpatialPooling,
+    freeze,
+)
 from diffstride.inspection import (
     cost_of,
+    learns_strides,
     pooling_layers,
     pooling_states,
     stride_variables,
 )
-from diffstride.regularizers import stride_cost
 from diffstride.resnet import Resnet
-
-
-def test_stride_cost_by_hand():
-    strides = [np.array([2.0, 2.0]), np.array([1.0, 4.0]), np.array([3.0])]
-    expected = 1 / 4 + 1 / 16 + 1 / 144
-    assert float(stride_cost(strides)) == pytest.approx(expected)
-    assert float(stride_cost([])) == 0.0
-
-
-def test_stride_cost_gradient():
-    a, b = gradients_of(
-        lambda *strides: stride_cost(strides),
-        np.array([2.0, 2.0], "float32"),
-        np.array([3.0], "float32"),
-    )
-    # J = 1 / (h w) (1 + 1 / s^2)
-    np.testing.assert_allclose(a, [-(1 + 1 / 9) / 8] * 2, rtol=1e-6)
-    np.testing.assert_allclose(b, [-2 / (4 * 27)], rtol=1e-6)
 
 
 def test_states_of_a_resnet():
@@ -67,6 +54,39 @@ def test_a_shared_layer_is_counted_once():
     assert states[0].strides == (2.0, 2.0)
     assert not states[1].learned
     assert cost_of(states) == pytest.approx(1 / 4)
+
+
+def test_states_say_what_a_layer_is():
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 1)),
+            DiffStride(2.0, 3.0, norm="ortho", ramp="inner"),
+            DiffStride(2.0, shared_stride=True),
+            FixedSpectralPooling(2.0, norm="forward"),
+            SpatialPooling(),
+        ]
+    )
+    states = pooling_states(model, (16, 16, 1))
+    assert [
+        (s.kind, s.ramp, s.smoothness_factor, s.norm, s.shared_stride)
+        for s in states
+    ] == [
+        ("DiffStride", "inner", 3.0, "ortho", False),
+        ("DiffStride", "outer", 4.0, "backward", True),
+        ("FixedSpectralPooling", None, None, "forward", False),
+        ("SpatialPooling", None, None, None, False),
+    ]
+    assert learns_strides(model)
+    assert not learns_strides(freeze(model))
+
+
+def test_stride_cost_of_a_shared_stride_of_one_axis_and_of_two():
+    inputs = keras.Input((16, 16, 2))
+    x = DiffStride(2.0, shared_stride=True, ramp="inner")(inputs)
+    x = keras.ops.mean(x, axis=1)
+    model = keras.Model(inputs, DiffStride1D(2.0)(x))
+    states = pooling_states(model, (16, 16, 2))
+    assert cost_of(states) == pytest.approx(1 / 4 + 1 / 8)
 
 
 def test_average_pooling_is_reported_too():

@@ -30,6 +30,7 @@ def run(script, backend):
 def test_layers_import_neither_tensorflow_nor_gin_nor_tfds(backend):
     script = """
         import sys
+        import diffstride.cost
         import diffstride.inspection
         import diffstride.pooling
         import diffstride.regularizers
@@ -145,5 +146,9 @@ def test_public_names():
         "FixedSpectralPooling",
         "SpatialPooling",
         "StrideConstraint",
+        "add_stride_cost",
+        "format_cost",
+        "model_cost",
+        "stride_cost",
     ):
         assert hasattr(diffstride, name)

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_python_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     names = {}
     for block in blocks:
         exec(block, names)
@@ -22,6 +22,7 @@ def test_python_blocks_run():
     assert names["frozen"].output_shape == (None, 10)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
     model.fit(images, np.zeros((2, 10)), verbose=0)
+    assert names["cost"].macs == sum(c.macs for c in names["cost"].layers)
     assert names["learned"](images).shape == (2, 10)
     assert len(names["learned"].blocks) == 4
 

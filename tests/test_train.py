@@ -10,10 +10,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 
-from diffstride import DiffStride, config, resnet, train
+from diffstride import (
+    DiffStride,
+    FixedSpectralPooling,
+    config,
+    resnet,
+    train,
+)
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError
+from diffstride.inspection import stride_variables
 
 TINY = [
     "resnet.Resnet.filters = [4, 4, 8]",
@@ -112,6 +120,8 @@ def test_tensorboard_files_read_back(finished):
         "learning_rate",
         "steps_per_second",
         "stride_cost",
+        "macs",
+        "activation_bytes",
     ]
     for name in ("pooling", "block_1/layer_1/pooling"):
         for axis in ("height", "width"):
@@ -134,8 +144,19 @@ def test_summary_on_the_terminal(finished):
     assert f"test accuracy  {100 * accuracy:.2f} %" in out
     assert accuracy == pytest.approx(rows(workdir)[-1]["val_accuracy"])
     assert "training time" in out
+    cost = summary["cost"]
+    for name in ("macs", "activation_bytes"):
+        assert cost[name] == rows(workdir)[-1][name]
+    assert (
+        f"cost           {cost['macs'] / 1e3:.1f} k multiply-accumulates and "
+        f"{cost['activation_bytes'] / 1e3:.1f} kB of activations an image\n"
+    ) in out
     for state in summary["pooling"]:
         assert state["strides"] != state["initial"]
+        assert state["kind"] == "DiffStride"
+        assert (state["ramp"], state["norm"]) == ("outer", "forward")
+        assert state["smoothness_factor"] == 2.0
+        assert not state["shared_stride"]
         cells = (
             state["name"],
             " x ".join(f"{s:.2f}" for s in state["initial"]),
@@ -304,6 +325,10 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         ),
         (["train.nope = 1"], "error: Configurable 'train' doesn't have a"),
         (["train.seed = -1"], "error: `seed` must be from 0 to"),
+        (
+            ["train.stride_cost_weight = -0.1"],
+            "error: `stride_cost_weight` must be finite and at least 0. Rec",
+        ),
         (["train.jit_compile = True"], "error: `deterministic` must be False"),
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
@@ -367,10 +392,44 @@ def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
     assert row["step"] == (2 if mixup else 4)
 
 
-def tiny(num_output_classes):
+def tiny(num_output_classes, pooling_cls=DiffStride):
     return resnet.Resnet(
-        [4, 8], [1, 2], num_output_classes, pooling_cls=DiffStride
+        [4, 8], [1, 2], num_output_classes, pooling_cls=pooling_cls
     )
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_stride_cost_weight(learned, data_dir, tmp_path, caplog):
+    seen = []
+
+    def model(num_output_classes):
+        pooling_cls = DiffStride if learned else FixedSpectralPooling
+        seen.append(tiny(num_output_classes, pooling_cls))
+        return seen[0]
+
+    logging.use_absl_handler()
+    with caplog.at_level("INFO", "absl"):
+        train.train(
+            lambda seed: load_datasets(
+                "digits", 64, data_dir=data_dir, image_size=12, seed=seed
+            ),
+            model,
+            # Of what the loss is made, that term alone has such a gradient.
+            lambda: keras.optimizers.SGD(1e-6),
+            num_epochs=1,
+            workdir=str(tmp_path / "run"),
+            deterministic=False,
+            stride_cost_weight=2e4,
+        )
+    assert ("`stride_cost_weight` has no effect" in caplog.text) != learned
+    (trained,) = seen
+    stem, block = stride_variables(trained)
+    if learned:
+        (row,) = rows(tmp_path / "run")
+        assert row["loss"] > 1e4 * row["stride_cost"]
+        assert (np.asarray(stem) > 1.1).all() and (np.asarray(block) > 2).all()
+    else:
+        assert trained.losses == []
 
 
 def test_strides_are_kept_out_of_weight_decay(data_dir, tmp_path):
@@ -479,6 +538,7 @@ train.train(
     num_epochs=int(sys.argv[3]),
     workdir=sys.argv[2],
     devices={devices},
+    stride_cost_weight=0.1,
 )
 """
 
@@ -499,6 +559,7 @@ def test_a_compiled_run_ends_like_a_dynamic_one(data_dir, tmp_path):
         *TINY,
         "train.num_epochs = 1",
         "train.deterministic = False",
+        "train.stride_cost_weight = 0.1",
         "pooling.DiffStride.ramp = 'inner'",
     ]
     losses = []
@@ -521,10 +582,11 @@ def test_two_devices(data_dir, tmp_path):
     resumed = run_on(two, data_dir, again, 2)
     for name, value in weights(run).items():
         np.testing.assert_array_equal(weights(again)[name], value)
-    # What is reported is what the saved model does.
+    # What is reported is what the saved model does, and the stride cost.
     model = keras.models.load_model(tmp_path / "two" / "model.keras")
     data = load_datasets("digits", 64, data_dir=data_dir, image_size=12)
     test = model.evaluate(data.test, verbose=0, return_dict=True)
+    test["loss"] += 0.1 * rows(run)[-1]["stride_cost"]
     for name, value in (("accuracy", 1e-6), ("loss", 1e-5)):
         expected = pytest.approx(test[name], rel=value)
         assert summary[f"test_{name}"] == expected

@@ -1,0 +1,40 @@
+"""Numbers and tables for people."""
+
+from collections.abc import Sequence
+
+
+def human(number: float, unit: str = "") -> str:
+    """Returns a number with a decimal prefix, such as `"12.3 MB"`.
+
+    Args:
+        number: the number, >= 0.
+        unit: its unit, such as `"B"`.
+    """
+    # 999.95 of one prefix would be rounded to 1000.0.
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.99995 * factor:
+            return f"{number / factor:.1f} {prefix}{unit}"
+    return f"{number:.0f} {unit}".rstrip()
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> list[str]:
+    """Lays out a table.
+
+    Args:
+        rows: the cells of each row.
+        right: which columns are aligned on the right.
+
+    Returns:
+        A line for each row.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
