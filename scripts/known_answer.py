@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Learned strides on a task whose right strides are known.
+
+    python scripts/known_answer.py --output=results/known_answer.jsonl
+
+Images of 32 x 32 hold waves that run down the height, of 1 to 8 cycles and of
+random phase, in white noise. Which of the eight are there is to be told; nothing
+depends on the width. With `lambda * J` in the loss strides grow until they cost
+information: in height until the mask has reached the highest wave, in width up
+to the limit of the layer. The expected strides are kept with each run.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from diffstride import DiffStride, add_stride_cost  # noqa: E402
+from diffstride.cost import cost_of_calls  # noqa: E402
+from diffstride.files import read_rows  # noqa: E402
+from diffstride.inspection import states_of  # noqa: E402
+from diffstride.spectral import RAMPS  # noqa: E402
+from diffstride.watch import watch  # noqa: E402
+
+SIZE = 32
+WAVES = 8
+SMOOTHNESS = 2.0
+UPPER_LIMIT = 8.0
+_NOISE = 1.0
+_IMAGE_SHAPE = (SIZE, SIZE, 1)
+_LAYER = "pooling"
+
+
+def main(argv: list[str]) -> int:
+    """Trains from each start with each ramp; runs that are there are kept."""
+    arguments = _arguments(argv[1:])
+    output = pathlib.Path(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = [record["name"] for record in read_rows(output)]
+    for seed, ramp, start in itertools.product(
+        range(arguments.seeds), RAMPS, arguments.starts
+    ):
+        settings = {
+            "method": ramp,
+            "strides": f"{start:g}",
+            "lambda": arguments.weight,
+            "seed": seed,
+        }
+        name = "_".join(f"{key}-{value}" for key, value in settings.items())
+        if name in done:
+            continue
+        record = run(name, settings, arguments.epochs)
+        with output.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        (state,) = record["summary"]["pooling"]
+        ends = " x ".join(f"{stride:.2f}" for stride in state["strides"])
+        accuracy = 100 * record["summary"]["test_accuracy"]
+        print(f"{name}: {ends}, {accuracy:.1f} %", flush=True)
+    return 0
+
+
+def expected_strides(ramp: str) -> dict[str, tuple[float, float]]:
+    """Where strides should end.
+
+    Args:
+        ramp: one of `spectral.RAMPS`.
+
+    Returns:
+        For the height, the stride from which on the mask takes from the highest
+        wave, and the one at which nothing is left of it. For the width twice
+        the limit, as there is nothing to lose.
+    """
+    half = SIZE / 2
+    if ramp == "outer":  # The ramp of frequency k is from T = k - R to k.
+        height = (half / WAVES, half / (WAVES - SMOOTHNESS))
+    elif ramp == "inner":  # It is from T = q to q + R, q = k - 1/2.
+        edge = WAVES - 0.5
+        height = (half / (edge + SMOOTHNESS), half / edge)
+    else:  # Whole in an output of 2 k + 2, and gone below 2 k.
+        height = (half / (WAVES + 1), half / WAVES)
+    return {"height": height, "width": (UPPER_LIMIT, UPPER_LIMIT)}
+
+
+def images(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws images and labels.
+
+    Args:
+        number: how many.
+        seed: what to draw them from.
+
+    Returns:
+        Images (number, 32, 32, 1), and labels (number, 8) of zeros and ones:
+        whether the wave of 1, .. 8 cycles is there.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(2, size=(number, WAVES)).astype("float32")
+    phases = random.uniform(0, 2 * np.pi, size=(number, WAVES, 1))
+    cycles = np.arange(1, WAVES + 1)[:, None]
+    waves = np.cos(2 * np.pi * cycles * np.arange(SIZE) / SIZE + phases)
+    rows = np.einsum("nk,nkh->nh", labels, waves)
+    noise = random.normal(scale=_NOISE, size=(number, *_IMAGE_SHAPE))
+    return (rows[:, :, None, None] + noise).astype("float32"), labels
+
+
+def network(ramp: str, start: float) -> keras.Model:
+    """Builds a network with one DiffStride layer before everything else.
+
+    Args:
+        ramp: one of `spectral.RAMPS`.
+        start: initial stride of both axes.
+
+    Returns:
+        A model that gives a logit for each wave.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input(_IMAGE_SHAPE),
+            DiffStride(
+                start,
+                SMOOTHNESS,
+                upper_limit_stride=UPPER_LIMIT,
+                norm="forward",
+                ramp=ramp,
+                name=_LAYER,
+            ),
+            layers.Conv2D(64, (9, 1), padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(WAVES),
+        ]
+    )
+
+
+def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Trains one network.
+
+    Args:
+        name: of the run.
+        settings: method, strides, lambda, seed.
+        epochs: of 100 steps each.
+
+    Returns:
+        A record as of `diffstride.runs`.
+    """
+    keras.utils.set_random_seed(settings["seed"])
+    model = network(settings["method"], float(settings["strides"]))
+    add_stride_cost(model, settings["lambda"])
+    steps = 100 * epochs
+    rate = keras.optimizers.schedules.CosineDecay(0.01, steps)
+    model.compile(
+        keras.optimizers.Adam(rate),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
+    )
+    x, y = images(6400, seed=2 * settings["seed"])
+    test = images(2000, seed=2 * settings["seed"] + 1)
+    rows: list[dict[str, Any]] = []
+
+    def note(epoch: int, logs: dict[str, float]) -> None:
+        calls = watch(model)
+        (state,) = states_of(calls)
+        row = {"epoch": epoch + 1, "step": 100 * (epoch + 1), **logs}
+        for axis, stride, size in zip(
+            ("height", "width"), state.strides, state.output_size, strict=True
+        ):
+            row[f"stride/{_LAYER}/{axis}"] = stride
+            row[f"output_size/{_LAYER}/{axis}"] = size
+        rows.append(row)
+
+    begin = time.perf_counter()
+    model.fit(
+        x,
+        y,
+        batch_size=64,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=note)],
+    )
+    seconds = time.perf_counter() - begin
+    loss, accuracy = model.evaluate(*test, verbose=0)
+    calls = watch(model)
+    cost = cost_of_calls(model, calls)
+    return {
+        "name": name,
+        "settings": settings,
+        "gin_config": None,
+        "bindings": [],
+        "jobs": 1,
+        "error": None,
+        "summary": {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "seconds": seconds,
+            "epochs": epochs,
+            "parameters": model.count_params(),
+            "cost": {
+                "macs": cost.macs,
+                "activation_bytes": cost.activation_bytes,
+            },
+            "seed": settings["seed"],
+            "environment": _environment(),
+            "pooling": [state._asdict() for state in states_of(calls)],
+            "expected_strides": expected_strides(settings["method"]),
+        },
+        "epochs": rows,
+    }
+
+
+def _environment() -> dict[str, Any]:
+    backend = keras.backend.backend()
+    return {
+        "python": platform.python_version(),
+        backend: __import__(backend).__version__,
+        "keras": keras.__version__,
+        "devices": [f"{os.cpu_count()} CPU cores"],
+    }
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", required=True, help="records of the runs, JSON lines")
+    add("--starts", type=float, nargs="+", default=[1.2, 2.5, 4.0, 6.0])
+    add("--seeds", type=int, default=3, help="number of seeds")
+    add("--weight", type=float, default=0.3, help="lambda")
+    add("--epochs", type=int, default=20, help="of 100 steps")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
