@@ -23,6 +23,7 @@ from report_tables import (  # noqa: E402
     accuracy_table,
     axis_label,
     cost_table,
+    expected_table,
     failed_table,
     frontier_table,
     repeated_seeds,
@@ -212,6 +213,8 @@ def _tables(runs: Study) -> list[str]:
         "depth order (height x width, one number where they agree), means over "
         "seeds.",
     ]
+    if expected := expected_table(runs):
+        parts += ["## Strides that were expected", expected]
     if frontier := frontier_table(runs):
         parts += ["## What lambda buys", frontier]
     ablations = [axis for axis in runs.axes if axis not in (LAMBDA, STRIDES)]

@@ -180,6 +180,29 @@ def ablation_table(study: Study, axis: str) -> str:
     )
 
 
+def expected_table(study: Study) -> str | None:
+    """Learned strides beside expected ones, or `None` if none are expected."""
+    header = [*map(axis_label, study.axes), "method"]
+    for axis in ("height", "width"):
+        header += [f"{axis}: expected", "learned"]
+    table = []
+    for row in study.rows:
+        for method in study.methods:
+            runs = study.cell(method, row)
+            layers = [layer for run in runs for layer in run.learned]
+            if not layers or any("expected" not in each for each in layers):
+                continue
+            cells = []
+            for axis, (low, high) in enumerate(layers[0]["expected"]):
+                learned = [layer["strides"][axis] for layer in layers]
+                cells.append(f"{low:.2f}" + f" to {high:.2f}" * (high > low))
+                cells.append(
+                    _averaged(mean(learned), deviation(learned), len(learned))
+                )
+            table.append([*map(str, row), method_label(method), *cells])
+    return markdown(header, table) if table else None
+
+
 def failed_table(records: list[dict[str, Any]]) -> str:
     """Runs that ended in an error, and the error's first line."""
     rows = []
@@ -201,10 +224,10 @@ def repeated_seeds(study: Study) -> list[str]:
 def accuracy_text(runs: list[Run]) -> str:
     """Mean ± standard deviation (number) of the accuracy, or `-`."""
     accuracies = [run.accuracy for run in runs]
-    return _accuracy(mean(accuracies), deviation(accuracies), len(runs))
+    return _averaged(mean(accuracies), deviation(accuracies), len(runs))
 
 
-def _accuracy(average: float | None, spread: float | None, number: int) -> str:
+def _averaged(average: float | None, spread: float | None, number: int) -> str:
     if average is None:
         return MISSING
     plus_minus = "" if spread is None else f" ± {spread:.2f}"
@@ -285,7 +308,7 @@ def _pooled_accuracies(columns: list[list[list[Run]]]) -> list[str]:
         average = mean(map(statistics.fmean, groups))
         number = sum(map(len, groups))
         means.append(average)
-        texts.append(_accuracy(average, pooled_deviation(groups), number))
+        texts.append(_averaged(average, pooled_deviation(groups), number))
     return _bold_best(texts, means)
 
 

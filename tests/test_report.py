@@ -23,6 +23,7 @@ from report_tables import (  # noqa: E402
     ablation_table,
     accuracy_table,
     cost_table,
+    expected_table,
     frontier_table,
     repeated_seeds,
 )
@@ -106,6 +107,22 @@ def test_mean_and_spread_over_initial_strides():
     assert table(text)[6][1:] == ["80.00", "-", "-"]
     assert "all methods of the group" not in text
     assert "nothing is known of the noise" in text
+
+
+def test_learned_strides_beside_expected_ones():
+    records = []
+    for seed, learned in enumerate(([2.0, 8.0], [2.2, 7.0])):
+        each = record(method="inner", seed=seed, epochs=2)
+        layer = each["summary"]["pooling"][0]
+        layer |= {"strides": learned, "expected": [(1.5, 2.5), (8.0, 8.0)]}
+        each["summary"]["pooling"] = [layer]
+        records.append(each)
+    assert table(expected_table(study(records)))[1] == [
+        "inner",
+        # Means 2.1 and 7.5, deviations 0.2 / sqrt(2) and 1 / sqrt(2).
+        *("1.50 to 2.50", "2.10 ± 0.14 (2)", "8.00", "7.50 ± 0.71 (2)"),
+    ]
+    assert expected_table(study([record()])) is None
 
 
 def test_strides_are_ordered_by_their_product_and_groups_by_other_axes():
