@@ -261,9 +261,7 @@ def network_rows(
             name: functools.partial(step, model, x, y, burst)
             for name, model in models.items()
         }
-        for name, timing in interleave(
-            runs, rounds=rounds, warm_up=True
-        ).items():
+        for name, timing in interleave(runs, rounds=rounds).items():
             rows[name][f"{measure}_ms"] = {
                 key: value / burst for key, value in timing.items()
             }
@@ -294,7 +292,6 @@ def interleave(
     runs: dict[str, Callable],
     seconds: float = 0.0,
     rounds: int = 5,
-    warm_up: bool = False,
 ) -> dict[str, dict]:
     """Times functions in turn.
 
@@ -303,22 +300,17 @@ def interleave(
             either nothing, or how many seconds they took by their own clock.
         seconds: how long to go on.
         rounds: how many rounds to make at least.
-        warm_up: whether each timed call follows one that is not timed. Large
-            contenders leave the memory in a state that slows down the next.
 
     Returns:
         For each name the median, and the quartiles, in milliseconds.
     """
     for run in runs.values():
         run()
-        if not warm_up:
-            run()
+        run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[next(iter(runs))]) < rounds:
         for name, run in runs.items():
-            if warm_up:
-                run()
             begin = time.perf_counter()
             own = run()
             taken = time.perf_counter() - begin if own is None else own
@@ -702,8 +694,8 @@ def _arguments() -> argparse.Namespace:
     add("--channels", type=int, nargs="*", default=[4, 16, 256])
     add("--unit_stride_sizes", type=int, nargs="*", default=[32, 224])
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
-    add("--seconds", type=float, default=1.5, help="of each layer measurement")
-    add("--rounds", type=int, default=3, help="of the network measurement")
+    add("--seconds", type=float, default=1.0, help="of each layer measurement")
+    add("--rounds", type=int, default=5, help="of the network measurement")
     add("--batch", type=int, default=32, help="images in a training step")
     add("--burst", type=int, default=1, help="training steps in a turn")
     add("--memory_of", metavar="CONTENDER", help="print its peak memory, in MB")

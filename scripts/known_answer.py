@@ -248,8 +248,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--output", required=True, help="records of the runs, JSON lines")
     add("--starts", type=float, nargs="+", default=[1.2, 2.5, 4.0, 6.0])
     add("--seeds", type=int, default=3, help="number of seeds")
-    add("--weight", type=float, default=0.3, help="lambda")
-    add("--epochs", type=int, default=20, help="of 100 steps")
+    add("--weight", type=float, default=0.1, help="lambda")
+    add("--epochs", type=int, default=40, help="of 100 steps")
     return parser.parse_args(argv)
 
 

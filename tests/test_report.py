@@ -118,7 +118,7 @@ def test_learned_strides_beside_expected_ones():
         each["summary"]["pooling"] = [layer]
         records.append(each)
     assert table(expected_table(study(records)))[1] == [
-        "inner",
+        *("1,1,2,2", "inner"),
         # Means 2.1 and 7.5, deviations 0.2 / sqrt(2) and 1 / sqrt(2).
         *("1.50 to 2.50", "2.10 ± 0.14 (2)", "8.00", "7.50 ± 0.71 (2)"),
     ]
