@@ -354,7 +354,8 @@ class BaseDiffStride(BaseSpectralPooling):
             except (TypeError, NotImplementedError):
                 continue
         if keras.backend.backend() == "jax" and in_symbolic_scope():
-            # Keras infers shapes, of which only the rank will matter.
+            # Keras builds what follows. Layers say `None` in advance for sizes
+            # that are learned; here a number is needed, and any will do.
             return self.initial_strides
         return None
 

@@ -41,6 +41,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import benchmark_report  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from benchmark_section import section  # noqa: E402
 from fft_form import FFTForm  # noqa: E402
 from keras import ops  # noqa: E402
 
@@ -106,14 +107,13 @@ class Slice(keras.layers.Layer):
 def main() -> None:
     """Measures, prints the tables, writes the results."""
     arguments = _arguments()
-    if arguments.table or arguments.plot:
-        results = json.loads(
-            pathlib.Path(arguments.table or arguments.plot).read_text()
-        )
+    if given := arguments.table or arguments.section or arguments.plot:
+        results = json.loads(pathlib.Path(given).read_text())
         if arguments.plot:
             benchmark_report.plot(results, arguments.picture)
         else:
-            print(benchmark_report.tables(results))
+            write = benchmark_report.tables if arguments.table else section
+            print(write(results))
         return
     keras.config.set_dtype_policy(
         arguments.dtype if arguments.dtype == "float32" else "mixed_bfloat16"
@@ -701,6 +701,7 @@ def _arguments() -> argparse.Namespace:
     add("--memory_of", metavar="CONTENDER", help="print its peak memory, in MB")
     add("--output", help="where to write the results as JSON")
     add("--table", metavar="JSON", help="print the tables of these results")
+    add("--section", metavar="JSON", help="print README's section on these")
     add("--plot", metavar="JSON", help="draw these results")
     add("--picture", default="docs/benchmark.png", help="where to draw them")
     return parser.parse_args()

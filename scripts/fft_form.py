@@ -42,7 +42,8 @@ class FFTForm(BaseDiffStride):
     def _weights(self, size: int, stride: Any, positions: Any) -> Any:
         smoothness = self.smoothness_factor
         edge = smoothness + ops.maximum(size / stride, 2.0) / 2.0
-        return ops.clip((edge - positions) / smoothness, 0.0, 1.0)
+        distance = edge - ops.convert_to_tensor(positions)
+        return ops.clip(distance / smoothness, 0.0, 1.0)
 
 
 def _tensorflow(layer: FFTForm, x: Any, rows: Any, columns: Any) -> Any:

@@ -5,12 +5,15 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh datasets,plot,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
+# Thousands of small functions are compiled, and most are called once.
+export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 # The layers know nothing of TensorFlow: their tests, on the other backends.
 for KERAS_BACKEND in jax torch; do
   export KERAS_BACKEND
   python -m pytest -q -n 2 \
     tests/test_{spectral,goldens,pooling,ramps,dimensions,precision}.py \
-    tests/test_{static,resnet,inspection,regularizers,cost}.py
+    tests/test_{static,resnet,inspection,regularizers,cost}.py \
+    tests/test_{benchmark,fit_arrays}.py
 done
 export KERAS_BACKEND=tensorflow
 python -m pytest -q -n 2 "$@"

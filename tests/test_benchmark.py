@@ -2,9 +2,9 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -13,18 +13,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark_report  # noqa: E402
+from benchmark_section import section  # noqa: E402
 from fft_form import FFTForm  # noqa: E402
 from gradients import output_and_gradients, relative_error  # noqa: E402
+from scripts_alone import run_script  # noqa: E402
 
 from diffstride import DiffStride  # noqa: E402
 
 RESULTS = json.loads((ROOT / "results" / "benchmark.json").read_text())
 SIZES = (8, 16, 32, 64, 112, 224)
 FORMATS = ("channels_last", "channels_first")
+BACKEND = keras.backend.backend()
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-@pytest.mark.parametrize("stride", [1.0, 2.0, 3.3])
+# With integers frequencies fall on the ends of the ramp, where the gradient of
+# this form is a matter of the backend, and that of the layer is not.
+@pytest.mark.parametrize(
+    "stride", [1.0, 2.0, 3.3] if BACKEND == "tensorflow" else [1.4, 2.1, 3.3]
+)
 def test_the_fft_form_computes_the_same(stride, data_format):
     x = np.random.default_rng(0).normal(size=(2, 16, 20, 4)).astype("float32")
     if data_format == "channels_first":
@@ -44,13 +51,10 @@ def test_the_fft_form_computes_the_same(stride, data_format):
 
 def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
     output = tmp_path / "benchmark.json"
-    done = subprocess.run(
-        [sys.executable, "scripts/benchmark.py", "--part=layer", "--sizes=8"]
-        + ["--channels", "--unit_stride_sizes", "--seconds=0"]
-        + ["--data_formats=channels_last", f"--output={output}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    done = run_script(
+        "benchmark.py",
+        *("--part=layer", "--sizes=8", "--channels", "--unit_stride_sizes"),
+        *("--seconds=0", "--data_formats=channels_last", f"--output={output}"),
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
@@ -67,12 +71,7 @@ def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
 def test_documents_are_made_from_the_results():
     text = benchmark_report.tables(RESULTS)
     assert (ROOT / "docs" / "benchmark.md").read_text().strip() == text
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## Performance") :]
-    section = section[: section.index("\n## ", 1)]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) > 15
-    assert all(row in text for row in rows)
+    assert section(RESULTS) in (ROOT / "README.md").read_text()
 
 
 # The claims of README, each on the results that it is made from.

@@ -35,8 +35,18 @@ def test_paths_and_anchors_exist():
             assert target[1:] in anchors
         elif not target.startswith("http"):
             assert (ROOT / target).exists(), target
-    for path in re.findall(r"(?:scripts|configs|results|docs)/[\w.]+", README):
+    for path in re.findall(
+        r"(?:scripts|configs|results|docs)/[\w.]++(?!\$)", README
+    ):
         assert (ROOT / path).exists(), path
+
+
+def test_lines_are_short():
+    code = False
+    for line in README.splitlines():
+        code ^= line.startswith("```")
+        table_or_link = line.lstrip().startswith(("|", "["))
+        assert code or table_or_link or len(line) <= 80, line
 
 
 def test_figures_come_from_the_results_files():

@@ -1,0 +1,40 @@
+"""Training on arrays, on this backend and without TensorFlow beside it."""
+
+import json
+
+import numpy as np
+from scripts_alone import run_script
+
+
+def idx(array):
+    header = bytes((0, 0, 8, array.ndim))
+    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + sizes + array.astype("uint8").tobytes()
+
+
+def test_a_small_network_trains(tmp_path):
+    random = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = random.integers(256, size=(16, 28, 28))
+        labels = random.integers(10, size=16)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            (tmp_path / f"{split}-{name}-ubyte").write_bytes(idx(array))
+    output = tmp_path / "runs.jsonl"
+    done = run_script(
+        "fit_arrays.py",
+        *(f"--files={tmp_path}", f"--output={output}", "--poolings", "inner"),
+        *("--epochs=1", "--batch=8", "--width=4", "--strides"),
+        *"2 1 2 2 2".split(),
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert row["pooling"] == "inner" and row["images"] == 16
+    assert len(row["val_accuracy"]) == len(row["seconds"]) == 1
+    assert np.isfinite(row["loss"]).all()
+    assert np.shape(row["learned_strides"]) == (4, 2)
+
+
+def test_missing_files(tmp_path):
+    done = run_script("fit_arrays.py", f"--files={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no train")
