@@ -56,7 +56,7 @@ def sizes_and_strides(draw):
 
 
 class TestAgainstOracle:
-    @settings(max_examples=8 if JAX else 100, deadline=None)
+    @settings(max_examples=5 if JAX else 100, deadline=None)
     @given(
         shape=sizes_and_strides(),
         ramp=st.sampled_from(RAMPS),
@@ -83,7 +83,7 @@ class TestAgainstOracle:
         )
         assert relative_error(apply(layer, x), expected) < TOLERANCE
 
-    @settings(max_examples=8 if JAX else 60, deadline=None)
+    @settings(max_examples=5 if JAX else 60, deadline=None)
     @given(
         shape=sizes_and_strides(),
         norm=st.sampled_from(NORMS),

@@ -61,7 +61,7 @@ class TestAgainstOracle:
     # Images have a mean: where little more than that is kept, errors are to be
     # relative to more than a sum that happens to be small.
 
-    @settings(max_examples=12 if JAX else 150, deadline=None)
+    @settings(max_examples=5 if JAX else 150, deadline=None)
     @given(
         sizes=st.tuples(sizes_, sizes_),
         strides=st.tuples(strides_, strides_),
@@ -86,7 +86,7 @@ class TestAgainstOracle:
         )
         assert relative_error(apply(layer, x), expected) < TOLERANCE
 
-    @settings(max_examples=8 if JAX else 60, deadline=None)
+    @settings(max_examples=3 if JAX else 60, deadline=None)
     @given(
         sizes=st.tuples(sizes_, sizes_),
         stride=strides_,
@@ -107,7 +107,7 @@ class TestAgainstOracle:
         )
         assert relative_error(apply(layer, x), expected) < TOLERANCE
 
-    @settings(max_examples=10 if JAX else 100, deadline=None)
+    @settings(max_examples=5 if JAX else 100, deadline=None)
     @given(
         sizes=st.tuples(sizes_, sizes_),
         strides=st.tuples(strides_, strides_),
@@ -293,7 +293,7 @@ class TestAnalytic:
 
     def test_square_in_square_out_and_parity(self):
         for size in range(1, 41, 7 if JAX else 1):
-            for stride in (1.0, 1.5, 2.0, 3.3, 50.0):
+            for stride in (1.5, 50.0) if JAX else (1.0, 1.5, 2.0, 3.3, 50.0):
                 y = apply(DiffStride(stride), np.ones((1, 1, size, size)))
                 assert y.shape[2] == y.shape[3]
                 assert y.shape[2] % 2 == size % 2
