@@ -82,8 +82,9 @@ def expected_strides(ramp: str) -> list[tuple[float, float]]:
 
     Returns:
         For the height, the stride from which on the mask takes from the highest
-        wave, and the one at which nothing is left of it. For the width twice
-        the limit, as there is nothing to lose.
+        wave, and the one at which nothing is left of it (with the outer ramp:
+        of its positive frequency, as that mask reaches one bin further on the
+        other side). For the width twice the limit: there is nothing to lose.
     """
     half = SIZE / 2
     if ramp == "outer":  # The ramp of frequency k is from T = k - R to k.

@@ -1,0 +1,51 @@
+"""The expected strides are those at which the mask meets the highest wave."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import known_answer  # noqa: E402
+from known_answer import SIZE, SMOOTHNESS, WAVES  # noqa: E402
+
+from diffstride import spectral  # noqa: E402
+
+
+def passed(ramp, stride):
+    """Share of the highest wave that a mask lets through, both signs."""
+    stride = np.float64(stride)
+    size = spectral.learned_size(SIZE, stride, SMOOTHNESS, ramp)
+    band = spectral.learned_band(SIZE, size, stride, SMOOTHNESS, ramp)
+    return (band.inner[WAVES] + band.outer[WAVES]) / 2
+
+
+@pytest.mark.parametrize("ramp", spectral.RAMPS)
+def test_expected_strides_are_the_ends_of_the_ramp(ramp):
+    (low, high), _ = known_answer.expected_strides(ramp)
+    assert passed(ramp, low - 1e-3) == 1
+    assert passed(ramp, low + 1e-3) < 1
+    assert passed(ramp, high - 1e-3) > 0
+    # The outer mask reaches one bin further on one side of the spectrum.
+    beyond = SIZE / 2 / (WAVES - 1 - SMOOTHNESS) if ramp == "outer" else high
+    assert passed(ramp, beyond + 1e-3) == 0
+
+
+def test_images_hold_the_waves_that_the_labels_say():
+    x, labels = known_answer.images(5, seed=0)
+    spectrum = np.abs(np.fft.fft(x[:, :, 3, 0], axis=1)[:, 1 : WAVES + 2])
+    np.testing.assert_array_equal(spectrum[:, :WAVES] > 1, labels > 0)
+    assert (spectrum[:, WAVES] < 1e-3).all() and (np.ptp(x, axis=2) == 0).all()
+
+
+def test_a_run_is_a_record():
+    settings = {"method": "inner", "strides": "2", "lambda": 0.1, "seed": 0}
+    record = known_answer.run("a", settings, epochs=1)
+    assert record["settings"] == settings and record["error"] is None
+    (row,) = record["epochs"]
+    (layer,) = record["summary"]["pooling"]
+    assert layer["strides"][1] == row["stride/pooling/width"] > 2
+    assert layer["expected"] == known_answer.expected_strides("inner")
