@@ -17,6 +17,23 @@ def human(number: float, unit: str = "") -> str:
     return f"{number:.0f} {unit}".rstrip()
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays out a table in Markdown.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+
+    Returns:
+        The table, with `|` in cells escaped.
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
+    )
+
+
 def aligned(
     rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> list[str]:

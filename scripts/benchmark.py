@@ -289,9 +289,7 @@ def network_contenders() -> dict[str, Any]:
 
 
 def interleave(
-    runs: dict[str, Callable],
-    seconds: float = 0.0,
-    rounds: int = 5,
+    runs: dict[str, Callable], seconds: float = 0.0, rounds: int = 5
 ) -> dict[str, dict]:
     """Times functions in turn.
 

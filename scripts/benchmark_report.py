@@ -3,6 +3,11 @@
 import pathlib
 from typing import Any
 
+from diffstride.text import markdown
+
+# Contenders: the forms of the imaginary part, and the least a network takes.
+FORMS = ("outer, imaginary part low rank", "outer, imaginary part whole")
+FLOOR = "outer's floor: slices"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _STYLES = {
     "FFT form": ("#999999", "s"),
@@ -66,6 +71,12 @@ def ratio(results: dict[str, Any], over: str, under: str, **case: Any) -> float:
         if all(row[key] == value for key, value in case.items())
     }
     return times[over] / times[under]
+
+
+def nanoseconds(row: dict[str, Any]) -> float:
+    """Returns the time of a layer, forward and backward, per input value."""
+    values = row["batch"] * row["size"] ** 2 * row["channels"]
+    return 1e6 * row["backward_ms"]["median"] / values
 
 
 def plot(results: dict[str, Any], picture: str) -> None:
@@ -132,7 +143,7 @@ def _layer_tables(title: str, cases: dict[tuple, dict]) -> list[str]:
     return [
         f"**Layers, {title}**: forward / forward + backward in ms, by height "
         "and width (batch)",
-        _markdown(
+        markdown(
             ["layer", *header],
             [
                 [name, *(_pair(rows[name], "ms") for rows in cases.values())]
@@ -141,7 +152,7 @@ def _layer_tables(title: str, cases: dict[tuple, dict]) -> list[str]:
         ),
         "The same, forward + backward, relative to the FFT form; last, which "
         "form of the imaginary part is cheaper (low rank / whole)",
-        _markdown(
+        markdown(
             ["layer", *header],
             [
                 [
@@ -157,7 +168,7 @@ def _layer_tables(title: str, cases: dict[tuple, dict]) -> list[str]:
                 [
                     "*low rank / whole*",
                     *(
-                        f"{_relative(rows, *_FORMS):.2f}"
+                        f"{_relative(rows, *FORMS):.2f}"
                         for rows in cases.values()
                     ),
                 ]
@@ -179,7 +190,7 @@ def _memory_table(names: list[str], cases: dict[tuple, dict]) -> list[str]:
     header = [f"{size} ({batch})" for size, batch in known]
     return [
         "Peak memory of forward + backward, in MB",
-        _markdown(
+        markdown(
             ["layer", *header],
             [
                 [
@@ -193,9 +204,6 @@ def _memory_table(names: list[str], cases: dict[tuple, dict]) -> list[str]:
             ],
         ),
     ]
-
-
-_FORMS = ("outer, imaginary part low rank", "outer, imaginary part whole")
 
 
 def _other_table(groups: dict[tuple, dict]) -> list[str]:
@@ -215,7 +223,7 @@ def _other_table(groups: dict[tuple, dict]) -> list[str]:
     return [
         "**Other channels and strides** (size x channels): forward + backward "
         "relative to the FFT form",
-        _markdown(
+        markdown(
             ["layer", *(title for title, _ in columns)],
             [
                 [
@@ -245,14 +253,14 @@ def _network_table(rows: list[dict]) -> list[str]:
                 _number(step),
                 f"{step / times['strided']:.2f}",
                 f"{step / times['spectral']:.2f}",
-                f"{step / times[_FLOOR]:.2f}",
+                f"{step / times[FLOOR]:.2f}",
                 _number(row.get("step_mb")),
             ]
         )
     return [
         f"**ResNet-18, 32 x 32, batch {rows[0]['batch']}, "
         f"{rows[0]['data_format']}**",
-        _markdown(
+        markdown(
             [
                 "pooling",
                 "forward, ms",
@@ -265,9 +273,6 @@ def _network_table(rows: list[dict]) -> list[str]:
             table,
         ),
     ]
-
-
-_FLOOR = "outer's floor: slices"
 
 
 def _relative(rows: dict[str, dict], over: str, under: str) -> float:
@@ -291,11 +296,6 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _curves(axes: Any, rows: list[dict], key: str) -> None:
     for label, (color, marker) in _STYLES.items():
         points = []
@@ -304,9 +304,7 @@ def _curves(axes: Any, rows: list[dict], key: str) -> None:
             # Dynamic where there is such a thing, static on JAX.
             own = name == label or name == f"{label}, {_mode(rows)}"
             if own:
-                values = row["batch"] * row["size"] ** 2 * row["channels"]
-                time = 1e6 * row["backward_ms"]["median"] / values
-                points.append((row[key], time))
+                points.append((row[key], nanoseconds(row)))
         if points:
             x, y = zip(*sorted(set(points)), strict=True)
             axes.plot(x, y, color=color, marker=marker, label=label)

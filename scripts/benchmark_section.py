@@ -4,12 +4,11 @@ import re
 import textwrap
 from typing import Any
 
-from benchmark_report import ratio, tables
+from benchmark_report import FLOOR, FORMS, nanoseconds, ratio, tables
 
 _RAMPS = ("outer", "inner", "straight-through")
 _SIZES = (8, 16, 32, 64, 112, 224)
-_LOW_RANK = "outer, imaginary part low rank"
-_WHOLE = "outer, imaginary part whole"
+_USUAL = {"stride": 2.0, "channels": 64, "data_format": "channels_last"}
 
 
 def section(results: dict[str, Any]) -> str:
@@ -38,10 +37,8 @@ def section(results: dict[str, Any]) -> str:
 
 
 def _layer_figures(results: dict[str, Any]) -> dict[str, str]:
-    usual = {"stride": 2.0, "channels": 64}
-    case = {**usual, "data_format": "channels_last", "size": 32}
-    outer = ratio(results, "outer, dynamic", "FFT form", **case)
-    found = _outer_and_others(results)
+    outer = ratio(results, "outer, dynamic", "FFT form", size=32, **_USUAL)
+    found = _relative_to_the_fft_form(results)
     return {
         "outer": f"{outer:.2f}",
         "worst": f"{max(found['usual']):.2f}",
@@ -51,14 +48,16 @@ def _layer_figures(results: dict[str, Any]) -> dict[str, str]:
         "few": f"{_per_value(results, 32, 4):.0f}",
         "many": f"{_per_value(results, 32, 256):.1f}",
         **{
-            f"rank_{size}": f"{_rank_ratio(results, size):.2f}"
+            f"rank_{size}": f"{ratio(results, *FORMS, size=size, **_USUAL):.2f}"
             for size in (32, 64, 224)
         },
     }
 
 
-def _outer_and_others(results: dict[str, Any]) -> dict[str, list[float]]:
-    """Ratios to the FFT form, of all ramps in all cases."""
+def _relative_to_the_fft_form(
+    results: dict[str, Any],
+) -> dict[str, list[float]]:
+    """Ratios of all ramps in all cases: the usual ones, others, with XLA."""
     cases: dict[tuple, dict[str, float]] = {}
     for row in results["layer"]:
         keys = ("data_format", "stride", "channels", "size")
@@ -76,34 +75,17 @@ def _outer_and_others(results: dict[str, Any]) -> dict[str, list[float]]:
 
 def _per_value(results: dict[str, Any], size: int, channels: int) -> float:
     """Nanoseconds of the outer ramp per value of its input."""
-    (row,) = (
-        row
-        for row in results["layer"]
-        if row["contender"] == "outer, dynamic"
-        and row["data_format"] == "channels_last"
-        and (row["size"], row["channels"], row["stride"])
-        == (size, channels, 2.0)
-    )
-    values = row["batch"] * size * size * channels
-    return 1e6 * row["backward_ms"]["median"] / values
-
-
-def _rank_ratio(results: dict[str, Any], size: int) -> float:
-    times = {
-        row["contender"]: row["backward_ms"]["median"]
-        for row in results["layer"]
-        if row["size"] == size
-        and row["data_format"] == "channels_last"
-        and (row["channels"], row["stride"]) == (64, 2.0)
-    }
-    return times[_LOW_RANK] / times[_WHOLE]
+    case = {**_USUAL, "contender": "outer, dynamic"}
+    case |= {"size": size, "channels": channels}
+    (row,) = (row for row in results["layer"] if case.items() <= row.items())
+    return nanoseconds(row)
 
 
 def _network_figures(results: dict[str, Any]) -> dict[str, str]:
     steps = {
         row["contender"]: row["step_ms"]["median"] for row in results["network"]
     }
-    floor = steps["outer's floor: slices"]
+    floor = steps[FLOOR]
     figures = {
         "outer_strided": steps["outer"] / steps["strided"],
         "floor_strided": floor / steps["strided"],

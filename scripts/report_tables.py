@@ -19,22 +19,7 @@ from report_data import (
     pooled_deviation,
 )
 
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table.
-
-    Args:
-        header: names of the columns.
-        rows: cells of each row.
-
-    Returns:
-        The table, with `|` in cells escaped.
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
-        for line in lines
-    )
+from diffstride.text import markdown
 
 
 def method_label(method: str) -> str:
