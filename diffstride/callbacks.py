@@ -12,7 +12,7 @@ import tensorflow as tf
 from diffstride.cost import cost_of_calls
 from diffstride.errors import NonFiniteLossError
 from diffstride.files import read_rows, replace_file, replace_text
-from diffstride.inspection import PoolingState, cost_of, states_of
+from diffstride.inspection import pooling_scalars, states_of
 from diffstride.watch import watch
 
 
@@ -144,15 +144,13 @@ class EpochRecorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
         calls = watch(self.model, self.image_shape)
-        cost = cost_of_calls(self.model, calls)
         self.scalars = {
             "learning_rate": float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             ),
             "steps_per_second": self.steps_per_epoch / self._train_seconds,
             **pooling_scalars(states_of(calls)),
-            "macs": cost.macs,
-            "activation_bytes": cost.activation_bytes,
+            **cost_of_calls(self.model, calls).totals(),
         }
         row = {
             "epoch": epoch + 1,
@@ -200,27 +198,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, {**(logs or {}), **scalars})
         for writer in self._writers.values():
             writer.flush()
-
-
-def pooling_scalars(states: list[PoolingState]) -> dict[str, float]:
-    """Names and values to log for the pooling layers of a model.
-
-    Args:
-        states: what `pooling_states` gives.
-
-    Returns:
-        For each layer its strides and output size, and `stride_cost`.
-    """
-    scalars: dict[str, float] = {}
-    for state in states:
-        for axis, stride, size in zip(
-            ("height", "width"), state.strides, state.output_size, strict=True
-        ):
-            scalars[f"stride/{state.name}/{axis}"] = stride
-            scalars[f"output_size/{state.name}/{axis}"] = size
-    if any(state.learned for state in states):
-        scalars["stride_cost"] = cost_of(states)
-    return scalars
 
 
 def _step(model: keras.Model) -> int:

@@ -51,6 +51,10 @@ class ModelCost(NamedTuple):
     layers: tuple[LayerCost, ...]
     unknown: tuple[str, ...]
 
+    def totals(self) -> dict[str, int]:
+        """Returns what is logged."""
+        return {"macs": self.macs, "activation_bytes": self.activation_bytes}
+
 
 def model_cost(model: keras.Model, input_shape: Any = None) -> ModelCost:
     """Counts what a model does to one example, at its strides as they are.

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from diffstride.errors import ConfigError
+
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads a JSON-lines file, without a last line that was cut short.
@@ -19,6 +21,30 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def make_folder(path: str | os.PathLike, setting: str) -> pathlib.Path:
+    """Makes a folder, if it is not there.
+
+    Args:
+        path: the folder.
+        setting: what it was given as, for the error.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{setting} must be a folder that can be made. Received: {path} "
+            f"({error})"
+        ) from error
+    return folder
 
 
 def replace_file(

@@ -111,6 +111,27 @@ def cost_of(states: Sequence[PoolingState]) -> float:
     return float(stride_cost(learned, rank=1))
 
 
+def pooling_scalars(states: Sequence[PoolingState]) -> dict[str, float]:
+    """Names and values to log for the pooling layers of a model.
+
+    Args:
+        states: what `pooling_states` gives.
+
+    Returns:
+        For each layer its strides and output size, and `stride_cost`.
+    """
+    scalars: dict[str, float] = {}
+    for state in states:
+        for axis, stride, size in zip(
+            ("height", "width"), state.strides, state.output_size, strict=True
+        ):
+            scalars[f"stride/{state.name}/{axis}"] = stride
+            scalars[f"output_size/{state.name}/{axis}"] = size
+    if any(state.learned for state in states):
+        scalars["stride_cost"] = cost_of(states)
+    return scalars
+
+
 def _state(call: Call) -> PoolingState:
     layer = call.layer
     first = 1 if layer.data_format == "channels_last" else 2

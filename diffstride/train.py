@@ -125,14 +125,7 @@ def train(
             optimizer.build(model.trainable_variables)
     logging.info("%s: %d parameters", model.name, model.count_params())
 
-    root = pathlib.Path(workdir)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"`workdir` must be a folder that can be made. Received: {workdir} "
-            f"({error})"
-        ) from error
+    root = files.make_folder(workdir, "`workdir`")
     config_text = config_fn() if config_fn else ""
     backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
     _write_config(root / "config.gin", config_text, resuming=backup.path)
@@ -178,10 +171,7 @@ def train(
         "seconds": sum(row["seconds"] for row in recorder.rows),
         "epochs": max(first_epoch, num_epochs),
         "parameters": model.count_params(),
-        "cost": {
-            "macs": cost.macs,
-            "activation_bytes": cost.activation_bytes,
-        },
+        "cost": cost.totals(),
         "seed": seed,
         "environment": _environment(),
         "pooling": [state._asdict() for state in states],

@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 from diffstride import DiffStride, add_stride_cost  # noqa: E402
 from diffstride.cost import cost_of_calls  # noqa: E402
 from diffstride.files import read_rows  # noqa: E402
-from diffstride.inspection import states_of  # noqa: E402
+from diffstride.inspection import pooling_scalars, states_of  # noqa: E402
 from diffstride.spectral import RAMPS  # noqa: E402
 from diffstride.watch import watch  # noqa: E402
 
@@ -43,7 +43,6 @@ SMOOTHNESS = 2.0
 UPPER_LIMIT = 8.0
 _AMPLITUDE = 0.25
 _IMAGE_SHAPE = (SIZE, SIZE, 1)
-_LAYER = "pooling"
 
 
 def main(argv: list[str]) -> int:
@@ -138,7 +137,7 @@ def network(ramp: str, start: float) -> keras.Model:
                 upper_limit_stride=UPPER_LIMIT,
                 norm="ortho",
                 ramp=ramp,
-                name=_LAYER,
+                name="pooling",
             ),
             layers.GaussianNoise(1.0),
             layers.Lambda(lambda x: keras.ops.mean(x, axis=2)),
@@ -176,15 +175,9 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def note(epoch: int, logs: dict[str, float]) -> None:
-        calls = watch(model)
-        (state,) = states_of(calls)
-        row = {"epoch": epoch + 1, "step": 100 * (epoch + 1), **logs}
-        for axis, stride, size in zip(
-            ("height", "width"), state.strides, state.output_size, strict=True
-        ):
-            row[f"stride/{_LAYER}/{axis}"] = stride
-            row[f"output_size/{_LAYER}/{axis}"] = size
-        rows.append(row)
+        scalars = pooling_scalars(states_of(watch(model)))
+        step = 100 * (epoch + 1)
+        rows.append({"epoch": epoch + 1, "step": step, **logs, **scalars})
 
     begin = time.perf_counter()
     model.fit(
@@ -198,7 +191,6 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     loss, accuracy = model.evaluate(*test, verbose=0)
     calls = watch(model)
-    cost = cost_of_calls(model, calls)
     return {
         "name": name,
         "settings": settings,
@@ -212,10 +204,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
             "seconds": seconds,
             "epochs": epochs,
             "parameters": model.count_params(),
-            "cost": {
-                "macs": cost.macs,
-                "activation_bytes": cost.activation_bytes,
-            },
+            "cost": cost_of_calls(model, calls).totals(),
             "seed": settings["seed"],
             "environment": _environment(),
             "pooling": [

@@ -30,6 +30,7 @@ from report_tables import (  # noqa: E402
 )
 
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+from diffstride.files import make_folder  # noqa: E402
 from diffstride.runs import read_runs  # noqa: E402
 
 
@@ -86,13 +87,7 @@ def write(
     runs = study(records)
     _check(runs)
     single = report_figures.single_run(runs, trajectory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output must be a folder that can be made. Received: {folder} "
-            f"({error})"
-        ) from error
+    make_folder(folder, "--output")
     parts = [f"# {title}", *_overview(runs), *_tables(runs), "## Figures"]
     for figure in report_figures.draw_all(runs, single, folder):
         parts.append(f"### {figure.heading}")

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-METHODS = ("strided", "spectral", "outer", "inner", "straight_through")
+from grid import METHODS
+
 MISSING = "-"
 STRIDES = "strides"
 LAMBDA = "lambda"

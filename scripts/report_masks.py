@@ -7,7 +7,7 @@ import numpy as np
 from report_data import Run, short_names
 from report_style import SERIES, START, headline
 
-from diffstride import spectral
+from diffstride import DiffStride, spectral
 
 
 class _Mask(NamedTuple):
@@ -126,31 +126,16 @@ def _output_size(
 ) -> tuple[int, ...] | None:
     if layer.get("ramp") is None or layer.get("smoothness_factor") is None:
         return None
-    used = _used(layer, strides, sizes)
-    return tuple(
-        spectral.learned_size(
-            size,
-            stride,
-            layer["smoothness_factor"],
-            layer["ramp"],
-            two_sided=axis < len(sizes) - 1,
-        )
-        for axis, (size, stride) in enumerate(zip(sizes, used, strict=True))
+    pooling = DiffStride(
+        smoothness_factor=layer["smoothness_factor"], ramp=layer["ramp"]
     )
+    return pooling.output_sizes(sizes, _values(layer, strides))
 
 
-def _used(
-    layer: dict[str, Any], strides: str, sizes: tuple[int, ...]
-) -> np.ndarray:
-    """Strides in force, on maps of the given size."""
+def _values(layer: dict[str, Any], strides: str) -> np.ndarray:
+    """What the stride variable held."""
     values = np.asarray(layer[strides], "float32")
-    return spectral.used_strides(
-        values[:1] if layer.get("shared_stride") else values,
-        sizes,
-        layer["smoothness_factor"],
-        lower_limit=1.0,
-        ramp=layer["ramp"],
-    )
+    return values[:1] if layer.get("shared_stride") else values
 
 
 def _mask(
@@ -158,11 +143,12 @@ def _mask(
 ) -> _Mask:
     """The mask along the last axis, on maps of the size at the end or given."""
     sizes = tuple(sizes or layer["input_size"])
-    stride = _used(layer, strides, sizes)[-1]
     smoothness, ramp = layer["smoothness_factor"], layer["ramp"]
-    output = spectral.learned_size(
-        sizes[-1], stride, smoothness, ramp, two_sided=False
+    values = _values(layer, strides)
+    *_, stride = spectral.used_strides(
+        values, sizes, smoothness, lower_limit=1.0, ramp=ramp
     )
+    output = _output_size(layer, strides, sizes)[-1]
     band = spectral.learned_band(sizes[-1], output, stride, smoothness, ramp)
     frequencies = np.arange(sizes[-1] // 2 + 1) / sizes[-1]
     return _Mask(frequencies, np.asarray(band.outer), float(stride))

@@ -2,23 +2,20 @@
 
 import json
 import pathlib
-import sys
 
+import benchmark_report
 import keras
 import numpy as np
 import pytest
+from benchmark_section import section
+from fft_form import FFTForm
+from gradients import output_and_gradients, relative_error
 from keras import ops
+from scripts_alone import run_script
+
+from diffstride import DiffStride
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import benchmark_report  # noqa: E402
-from benchmark_section import section  # noqa: E402
-from fft_form import FFTForm  # noqa: E402
-from gradients import output_and_gradients, relative_error  # noqa: E402
-from scripts_alone import run_script  # noqa: E402
-
-from diffstride import DiffStride  # noqa: E402
 
 RESULTS = json.loads((ROOT / "results" / "benchmark.json").read_text())
 SIZES = (8, 16, 32, 64, 112, 224)

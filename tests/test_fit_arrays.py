@@ -3,20 +3,15 @@
 import json
 
 import numpy as np
+from idx_files import idx
 from scripts_alone import run_script
-
-
-def idx(array):
-    header = bytes((0, 0, 8, array.ndim))
-    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return header + sizes + array.astype("uint8").tobytes()
 
 
 def test_a_small_network_trains(tmp_path):
     random = np.random.default_rng(0)
     for split in ("train", "t10k"):
-        images = random.integers(256, size=(16, 28, 28))
-        labels = random.integers(10, size=16)
+        images = random.integers(256, size=(16, 28, 28), dtype="uint8")
+        labels = random.integers(10, size=16, dtype="uint8")
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             (tmp_path / f"{split}-{name}-ubyte").write_bytes(idx(array))
     output = tmp_path / "runs.jsonl"

@@ -1,18 +1,11 @@
 """The expected strides are those at which the mask meets the highest wave."""
 
-import pathlib
-import sys
-
+import known_answer
 import numpy as np
 import pytest
+from known_answer import SIZE, SMOOTHNESS, WAVES
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import known_answer  # noqa: E402
-from known_answer import SIZE, SMOOTHNESS, WAVES  # noqa: E402
-
-from diffstride import spectral  # noqa: E402
+from diffstride import spectral
 
 
 def passed(ramp, stride):

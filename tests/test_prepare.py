@@ -8,17 +8,13 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from idx_files import idx
 
 from diffstride import data
 from diffstride.datasets import prepare
 from diffstride.errors import DataError
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
-
-
-def idx(array):
-    header = bytes([0, 0, 8, array.ndim])
-    return header + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 @pytest.fixture

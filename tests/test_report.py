@@ -2,24 +2,18 @@
 
 import json
 import math
-import pathlib
 import statistics
-import sys
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+import report
+import report_figures
+import report_masks
+import report_style
 from made_up_runs import STRIDES, failed, grid, record
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import report  # noqa: E402
-import report_figures  # noqa: E402
-import report_masks  # noqa: E402
-import report_style  # noqa: E402
-from report_data import study  # noqa: E402
-from report_tables import (  # noqa: E402
+from report_data import study
+from report_tables import (
     ablation_table,
     accuracy_table,
     cost_table,
@@ -28,7 +22,7 @@ from report_tables import (  # noqa: E402
     repeated_seeds,
 )
 
-from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+from diffstride.errors import UserError, run_reporting_errors
 
 FIGURES = (
     "accuracy_cost",

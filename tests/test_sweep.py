@@ -10,19 +10,17 @@ import textwrap
 import time
 
 import gin
+import grid
+import processes
 import pytest
+import sweep
+
+from diffstride import config
+from diffstride.errors import UserError
+from diffstride.runs import read_run, read_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "sweep.py"
-sys.path.insert(0, str(SCRIPT.parent))
-
-import grid  # noqa: E402
-import processes  # noqa: E402
-import sweep  # noqa: E402
-
-from diffstride import config  # noqa: E402
-from diffstride.errors import UserError  # noqa: E402
-from diffstride.runs import read_run, read_runs  # noqa: E402
 
 
 def plan(*texts):
