@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from diffstride.errors import UserError
+from diffstride.files import make_folder
 
 _LOCK_SECONDS = 3.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl.
@@ -100,10 +101,9 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
         The lock, for `Process`.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "sweep.lock").open("w") as lock:
+    with (make_folder(folder, "--workdir") / "sweep.lock").open("w") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
         while not _try_to_lock(lock):
             # The children of a process just killed take a moment to die.

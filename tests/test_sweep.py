@@ -478,6 +478,14 @@ class TestSweep:
         finally:
             child.kill()
 
+    def test_a_folder_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").touch()
+        with (
+            pytest.raises(UserError, match="--workdir must be a folder that"),
+            processes.locked(tmp_path / "file" / "runs"),
+        ):
+            pass
+
     @pytest.mark.parametrize("more", [["--jobs=0"], ["--gin_config="]])
     def test_bad_flags(self, more, trainer):
         with pytest.raises(UserError, match="Received: 0|is required"):
