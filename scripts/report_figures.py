@@ -271,11 +271,12 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     columns = min(len(panels), 3 if len(panels) > 4 else 2)
     rows = -(-len(panels) // columns)
     size = (8.5, 5.4) if columns == 1 else (5.6 * columns, 4.6 * rows + 0.3)
+    own_scales = _differ_too_much(panels)
     figure, grid = plt.subplots(
         *(rows, columns),
         figsize=size,
         sharex=True,
-        sharey=True,
+        sharey=not own_scales,
         squeeze=False,
     )
     for axes in grid.flat[len(panels) :]:
@@ -285,10 +286,14 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
         _draw_curves(axes, curves, study)
         if len(panels) > 1:
             axes.set_title(_context_text(study, context, along))
-    _frame(grid[0, 0], [point for point, _ in points])
-    for axes in grid.flat[: len(panels)]:
+    every = [point for point, _ in points]
+    _frame_costs(grid[0, 0], every)
+    for axes, (_, curves) in pairs:
+        own = [point for curve in curves.values() for point in curve]
+        _frame_accuracies(axes, own if own_scales else every)
         axes.set_xlabel("multiply-accumulates for one image, millions")
-        axes.set_ylabel("test accuracy, %")
+        scale = " (a scale of its own)" if own_scales else ""
+        axes.set_ylabel(f"test accuracy, %{scale}")
         axes.tick_params(labelbottom=True, labelleft=True)
     headline(figure, _best_and_cheapest(points))
     figure.canvas.draw()
@@ -351,17 +356,32 @@ def _draw_curves(
         )
 
 
-def _frame(axes: plt.Axes, points: list[_Point]) -> None:
-    """Limits with room for labels, on a logarithmic axis of costs."""
+def _differ_too_much(panels: dict[Row, dict[str, list[_Point]]]) -> bool:
+    """Whether on a common scale the accuracies of a panel would look alike."""
+    accuracies = [
+        [point.accuracy for curve in curves.values() for point in curve]
+        for curves in panels.values()
+    ]
+    ranges = [max(each) - min(each) for each in accuracies if len(each) > 1]
+    every = list(itertools.chain(*accuracies))
+    return bool(ranges) and 4 * min(ranges) < max(every) - min(every)
+
+
+def _frame_costs(axes: plt.Axes, points: list[_Point]) -> None:
+    """Limits with room for labels, and a logarithmic axis."""
     left = min(max(p.macs - p.macs_deviation, p.macs / 2) for p in points)
     right = max(p.macs + p.macs_deviation for p in points)
     room = max(right / left, 1.6) ** 0.13
     axes.set_xlim(left / room, right * room)
+    log_ticks(axes, "x")
+
+
+def _frame_accuracies(axes: plt.Axes, points: list[_Point]) -> None:
+    """Limits with room for labels."""
     bottom = min(p.accuracy - p.accuracy_deviation for p in points)
     top = max(p.accuracy + p.accuracy_deviation for p in points)
     room = 0.12 * max(top - bottom, 0.5)
     axes.set_ylim(bottom - room, top + room)
-    log_ticks(axes, "x")
 
 
 def _curve_labels(

@@ -229,6 +229,19 @@ def test_lambda_gets_a_frontier(tmp_path):
     assert "](lambda.png)" in text and "](accuracy_cost.png)" not in text
 
 
+@pytest.mark.parametrize(("lowest", "alike"), [(85, True), (20, False)])
+def test_panels_share_a_scale_where_that_shows_each(lowest, alike):
+    records = []
+    for norm, accuracies in (("forward", (90, 94)), ("backward", (lowest, 93))):
+        for strides, accuracy in zip(STRIDES, accuracies, strict=False):
+            records += made([accuracy], strides=strides, norm=norm)
+    figure = report_figures.accuracy_against_cost(study(records))
+    backward, forward = figure.axes
+    assert (backward.get_ylim() == forward.get_ylim()) == alike
+    assert ("own" in forward.get_ylabel()) != alike
+    assert backward.get_xlim() == forward.get_xlim()
+
+
 def test_a_report_of_everything(tmp_path):
     records = [*grid(), failed(method="inner", seed=9)]
     unfinished = {**record(seed=8), "summary": None}
