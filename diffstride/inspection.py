@@ -16,6 +16,12 @@ from diffstride.regularizers import stride_cost
 from diffstride.watch import Call, watch
 
 _KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
+# By the number of axes.
+_AXES = {
+    1: ("length",),
+    2: ("height", "width"),
+    3: ("depth", "height", "width"),
+}
 
 
 class PoolingState(NamedTuple):
@@ -122,8 +128,9 @@ def pooling_scalars(states: Sequence[PoolingState]) -> dict[str, float]:
     """
     scalars: dict[str, float] = {}
     for state in states:
+        names = _AXES[len(state.strides)]
         for axis, stride, size in zip(
-            ("height", "width"), state.strides, state.output_size, strict=True
+            names, state.strides, state.output_size, strict=True
         ):
             scalars[f"stride/{state.name}/{axis}"] = stride
             scalars[f"output_size/{state.name}/{axis}"] = size

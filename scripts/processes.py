@@ -6,6 +6,7 @@ import fcntl
 import functools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from diffstride.errors import UserError
 from diffstride.files import make_folder
 
 _LOCK_SECONDS = 3.0
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl.
 
 
@@ -84,7 +86,9 @@ class Process:
             return f"Killed by {signal.Signals(-status).name}"
         lines = [line for line in self.output().splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
-        last = (errors or lines or [f"Exit status {status}"])[-1]
+        # What follows an exception's first line says less, as TensorFlow's do.
+        raised = [line for line in lines if _EXCEPTION.match(line)]
+        last = (errors or raised or lines or [f"Exit status {status}"])[-1]
         return last.removeprefix("error: ").strip()
 
 

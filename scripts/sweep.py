@@ -30,7 +30,7 @@ import grid
 from processes import Process, Stopped, locked, noting_signals
 
 from diffstride.errors import UserError, run_reporting_errors
-from diffstride.files import replace_text
+from diffstride.files import read_rows, replace_text
 from diffstride.runs import read_json, read_run
 
 _POLL_SECONDS = 0.1
@@ -141,12 +141,16 @@ def make_runs(
 
     Returns:
         Name and error of each run that failed.
+
+    Raises:
+        UserError: if the output holds what is not of these runs.
     """
     waiting = collections.deque(
         run for run in sweep.runs if state(sweep, run) != "finished"
     )
     running: list[tuple[grid.Run, Process]] = []
     failed: dict[str, str] = {}
+    _check_output(sweep)
     _write_output(sweep)
     try:
         while waiting or running:
@@ -269,6 +273,26 @@ def _parse(arguments: Sequence[str]) -> tuple[Sweep, bool]:
         args.output,
     )
     return sweep, args.dry_run
+
+
+def _check_output(sweep: Sweep) -> None:
+    """Refuses to write over what is not in the workdirs."""
+    if sweep.output is None or not sweep.output.exists():
+        return
+    try:
+        names = [record["name"] for record in read_rows(sweep.output)]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            "--output must be a new file, or the records of this sweep. "
+            f"Received: {sweep.output}, which holds something else"
+        ) from None
+    lost = [n for n in names if not (sweep.folder / n / "run.json").exists()]
+    if lost:
+        raise UserError(
+            f"--output={sweep.output} holds {len(lost)} runs that are not in "
+            f"{sweep.folder}, such as {lost[0]}, and would lose them. Choose "
+            "another --output, or the --workdir that has them"
+        )
 
 
 def _write_output(sweep: Sweep) -> None:

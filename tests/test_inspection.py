@@ -6,6 +6,7 @@ from keras import ops
 from diffstride import (
     DiffStride,
     DiffStride1D,
+    DiffStride3D,
     FixedSpectralPooling,
     SpatialPooling,
     freeze,
@@ -14,6 +15,7 @@ from diffstride.inspection import (
     cost_of,
     learns_strides,
     pooling_layers,
+    pooling_scalars,
     pooling_states,
     stride_variables,
 )
@@ -87,6 +89,28 @@ def test_stride_cost_of_a_shared_stride_of_one_axis_and_of_two():
     model = keras.Model(inputs, DiffStride1D(2.0)(x))
     states = pooling_states(model, (16, 16, 2))
     assert cost_of(states) == pytest.approx(1 / 4 + 1 / 8)
+    scalars = pooling_scalars(states)
+    assert scalars.pop("stride_cost") == cost_of(states)
+    two, one = (state.name for state in states)
+    assert scalars == {
+        f"stride/{two}/height": 2,
+        f"stride/{two}/width": 2,
+        f"output_size/{two}/height": 8,
+        f"output_size/{two}/width": 8,
+        f"stride/{one}/length": 2,
+        f"output_size/{one}/length": states[1].output_size[0],
+    }
+
+
+def test_scalars_of_a_volume():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 8, 1)), DiffStride3D((1, 2, 4), ramp="inner")]
+    )
+    scalars = pooling_scalars(pooling_states(model, (8, 8, 8, 1)))
+    axes = ("depth", "height", "width")
+    (name,) = {key.split("/")[1] for key in scalars if "/" in key}
+    assert [scalars[f"stride/{name}/{axis}"] for axis in axes] == [1, 2, 4]
+    assert [scalars[f"output_size/{name}/{axis}"] for axis in axes] == [8, 4, 2]
 
 
 def test_average_pooling_is_reported_too():

@@ -324,7 +324,9 @@ class TestSweep:
                 print("more", flush=True)
                 sys.exit(1)
             if name == "strided_seed-1":
-                print("ValueError: bad", flush=True)
+                print("  File ...")
+                print("some.errors.BadError: bad:", flush=True)
+                print("[Op:__inference_5]", flush=True)
                 sys.exit(3)
             if name == "outer_seed-1":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -335,7 +337,7 @@ class TestSweep:
         errors = [
             None,
             "Loss is nan at step 2.",
-            "ValueError: bad",
+            "some.errors.BadError: bad:",
             "Killed by SIGKILL",
         ]
         assert [record["error"] for record in table()] == errors
@@ -485,6 +487,19 @@ class TestSweep:
             processes.locked(tmp_path / "file" / "runs"),
         ):
             pass
+
+    @pytest.mark.parametrize(
+        "content", ['{"name": "strided_seed-7"}\n', "# Notes\n", "[1]\n"]
+    )
+    def test_an_output_with_other_content_is_left_alone(self, content, trainer):
+        trainer()
+        output = pathlib.Path("runs.jsonl")
+        output.write_text(content)
+        message = "runs.jsonl,? (which )?holds (1 runs .* in runs, such|some)"
+        with pytest.raises(UserError, match=message):
+            sweep.main(arguments(f"--output={output}"))
+        assert output.read_text() == content
+        assert started() == []
 
     @pytest.mark.parametrize("more", [["--jobs=0"], ["--gin_config="]])
     def test_bad_flags(self, more, trainer):
