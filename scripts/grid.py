@@ -129,7 +129,7 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
     )
     runs: dict[str, Run] = {}
     for each in ordered:
-        run = Run(_name(each), each, _bindings(each))
+        run = Run(_name(each), each, bindings(each))
         if run.name in runs:
             raise UserError(
                 f"The folder {run.name} would hold two runs, with settings "
@@ -160,6 +160,22 @@ def parameters(settings: Settings, axis: str) -> list[str]:
         return True
 
     return [p for p in _PARAMETERS.get(axis, [axis]) if reaches(p)]
+
+
+def bindings(settings: Settings) -> list[str]:
+    """Lists the gin bindings that settings mean.
+
+    Args:
+        settings: those of a run.
+
+    Returns:
+        Bindings, as in `Run`.
+    """
+    lines = list(METHODS.get(settings.get("method"), []))
+    for axis, value in settings.items():
+        for parameter in parameters(settings, axis):
+            lines.append(f"{parameter} = {_gin(value)}")
+    return lines
 
 
 def _load_file(path: pathlib.Path) -> Grid:
@@ -247,14 +263,6 @@ def _effective(settings: Settings) -> Settings:
         if axis in settings
         and (axis in ("method", "seed") or parameters(settings, axis))
     }
-
-
-def _bindings(settings: Settings) -> list[str]:
-    bindings = list(METHODS.get(settings.get("method"), []))
-    for axis, value in settings.items():
-        for parameter in parameters(settings, axis):
-            bindings.append(f"{parameter} = {_gin(value)}")
-    return bindings
 
 
 def _gin(value: Value) -> str:

@@ -32,7 +32,8 @@ import numpy as np  # noqa: E402
 
 from diffstride import DiffStride, add_stride_cost  # noqa: E402
 from diffstride.cost import cost_of_calls  # noqa: E402
-from diffstride.files import read_rows  # noqa: E402
+from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+from diffstride.files import read_rows, replace_text  # noqa: E402
 from diffstride.inspection import pooling_scalars, states_of  # noqa: E402
 from diffstride.spectral import RAMPS  # noqa: E402
 from diffstride.watch import watch  # noqa: E402
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(argv[1:])
     output = pathlib.Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = [record["name"] for record in read_rows(output)]
+    records = read_rows(output)
+    done = {each["name"]: each["summary"]["epochs"] for each in records}
     for seed, ramp, start in itertools.product(
         range(arguments.seeds), RAMPS, arguments.starts
     ):
@@ -61,11 +63,17 @@ def main(argv: list[str]) -> int:
             "seed": seed,
         }
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
-        if name in done:
+        if done.setdefault(name, arguments.epochs) != arguments.epochs:
+            raise UserError(
+                f"{output} holds {name} with {done[name]} epochs, not "
+                f"{arguments.epochs}; choose another --output or --epochs"
+            )
+        if any(each["name"] == name for each in records):
             continue
         record = run(name, settings, arguments.epochs)
-        with output.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        records.append(record)
+        lines = [json.dumps(each) + "\n" for each in records]
+        replace_text(output, "".join(lines))
         (state,) = record["summary"]["pooling"]
         ends = " x ".join(f"{stride:.2f}" for stride in state["strides"])
         accuracy = 100 * record["summary"]["test_accuracy"]
@@ -244,4 +252,4 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_reporting_errors(main)(sys.argv))

@@ -17,11 +17,10 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from report_data import LAMBDA, STRIDES, Study, study  # noqa: E402
+from report_data import LAMBDA, STRIDES, Study, axis_label, study  # noqa: E402
 from report_tables import (  # noqa: E402
     ablation_table,
     accuracy_table,
-    axis_label,
     cost_table,
     expected_table,
     failed_table,
@@ -88,7 +87,7 @@ def write(
     _check(runs)
     single = report_figures.single_run(runs, trajectory)
     make_folder(folder, "--output")
-    parts = [f"# {title}", *_overview(runs), *_tables(runs), "## Figures"]
+    parts = [*head(runs, title), "## Figures"]
     for figure in report_figures.draw_all(runs, single, folder):
         parts.append(f"### {figure.heading}")
         if figure.file:
@@ -98,6 +97,19 @@ def write(
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
+
+
+def head(runs: Study, title: str) -> list[str]:
+    """Writes what comes before the figures.
+
+    Args:
+        runs: the runs.
+        title: heading of the report.
+
+    Returns:
+        Paragraphs of Markdown: on the runs, and all tables.
+    """
+    return [f"# {title}", *_overview(runs), *_tables(runs)]
 
 
 def _check(runs: Study) -> None:
@@ -213,16 +225,16 @@ def _tables(runs: Study) -> list[str]:
     if frontier := frontier_table(runs):
         parts += ["## What lambda buys", frontier]
     ablations = [axis for axis in runs.axes if axis not in (LAMBDA, STRIDES)]
-    for axis in ablations:
-        parts += [
-            f"## {axis_label(axis).capitalize()} alone",
-            ablation_table(runs, axis),
-        ]
-    if ablations:
+    tables = {axis: ablation_table(runs, axis) for axis in ablations}
+    for axis, table in tables.items():
+        if table:
+            parts += [f"## {axis_label(axis).capitalize()} alone", table]
+    if any(tables.values()):
         parts.append(
-            "In a column all other settings are the same in each row; where "
-            "there are several of them the mean is over them, and ± is the "
-            "standard deviation over seeds within a setting (number of runs)."
+            "In a column all other settings are the same in each row, and the "
+            "best is bold; where there are several of them the mean is over "
+            "them, and ± is the standard deviation over seeds within a setting "
+            "(number of runs). Between columns the other settings may differ."
         )
     return parts
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from grid import METHODS
+from grid import METHODS, bindings
 
 MISSING = "-"
 STRIDES = "strides"
@@ -91,6 +91,15 @@ class Study:
         pairs = zip(self.axes, row, strict=True)
         return tuple(value for axis, value in pairs if axis not in axes)
 
+    def text(self, context: Row, *axes: str) -> str:
+        """Names the values of a context, made without the given axes."""
+        names = [axis for axis in self.axes if axis not in axes]
+        return ", ".join(
+            f"{axis_label(axis)} {value}"
+            for axis, value in zip(names, context, strict=True)
+            if value != MISSING
+        )
+
     def value(self, row: Row, axis: str) -> Any:
         """The value of one axis in a row."""
         return row[self.axes.index(axis)] if axis in self.axes else MISSING
@@ -139,6 +148,36 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
         rows,
         cells,
     )
+
+
+def axis_label(axis: str) -> str:
+    """How a setting is called in tables and figures."""
+    return "initial strides" if axis == STRIDES else axis.replace("_", " ")
+
+
+def one_context(study: Study) -> tuple[list[Run], str]:
+    """The runs with learned strides that differ in strides and method alone.
+
+    Args:
+        study: the runs.
+
+    Returns:
+        Of such groups that with the most starts, then the most runs, then the
+        first; and what its other settings are, if there are others.
+    """
+    groups: dict[Row, list[Run]] = {}
+    for row in study.rows:
+        for method in study.methods:
+            runs = [run for run in study.cell(method, row) if run.learned]
+            groups.setdefault(study.context(row, STRIDES), []).extend(runs)
+    if not any(groups.values()):
+        return [], ""
+    context = max(
+        groups,
+        key=lambda c: (len(_known(groups[c], STRIDES)), len(groups[c])),
+    )
+    alone = sum(map(bool, groups.values())) == 1
+    return groups[context], "" if alone else study.text(context, STRIDES)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -285,10 +324,11 @@ def _guess_method(summary: dict[str, Any]) -> str:
 
 
 def _told_apart(pairs: list[tuple[dict[str, Any], Run]]) -> list[Run]:
-    """Adds config and number of epochs where nothing else tells runs apart."""
+    """Adds config, epochs, bindings where nothing else tells runs apart."""
     for key, values in (
         ("config", [record.get("gin_config") for record, _ in pairs]),
         ("epochs", [record["summary"].get("epochs") for record, _ in pairs]),
+        ("bindings", _distinct_bindings([record for record, _ in pairs])),
     ):
         seen: dict[tuple, Any] = {}
         runs = [run for _, run in pairs]
@@ -304,10 +344,20 @@ def _told_apart(pairs: list[tuple[dict[str, Any], Run]]) -> list[Run]:
     return [run for _, run in pairs]
 
 
+def _distinct_bindings(records: list[dict[str, Any]]) -> list[str]:
+    """Bindings of each that its settings do not mean, and not all have."""
+    sets = [
+        set(record.get("bindings") or []) - set(bindings(record["settings"]))
+        for record in records
+    ]
+    common = set.intersection(*sets) if sets else set()
+    return ["; ".join(sorted(each - common)) or "none" for each in sets]
+
+
 def _axes(runs: list[Run], methods: list[str]) -> list[str]:
     axes = []
     for name in dict.fromkeys(key for run in runs for key in run.setting):
-        values = {run.setting[name] for run in runs if name in run.setting}
+        values = _known(runs, name)
         partly = any(
             len({name in run.setting for run in runs if run.method == method})
             > 1
@@ -328,17 +378,18 @@ def _unknown(runs: list[Run], run: Run, axes: list[str]) -> tuple[bool, ...]:
     """Which axes a run's method has no value of, in any run.
 
     They do not matter to it, as a smoothness to strided convolutions: its runs
-    stand in every row of such an axis. Strides matter to all.
+    stand in every row of such an axis. Strides matter to all, and are those of
+    the others if these have but one value.
     """
     return tuple(
-        axis != STRIDES
-        and not any(
-            axis in other.setting
-            for other in runs
-            if other.method == run.method
-        )
+        (axis != STRIDES or len(_known(runs, axis)) == 1)
+        and not _known([r for r in runs if r.method == run.method], axis)
         for axis in axes
     )
+
+
+def _known(runs: list[Run], axis: str) -> set[Any]:
+    return {run.setting[axis] for run in runs if axis in run.setting}
 
 
 def _belongs(values: Row, row: Row, unknown: tuple[bool, ...]) -> bool:
@@ -355,5 +406,15 @@ def _rows(runs: list[Run], axes: list[str]) -> list[Row]:
     for run in sorted(runs, key=lambda run: sum(known[run.method])):
         values, unknown = _values(run, axes), known[run.method]
         if not any(_belongs(values, row, unknown) for row in rows):
-            rows[values] = None
+            # Beside each of the others' values of what does not matter to it.
+            filled = [
+                tuple(
+                    other if free else value
+                    for value, other, free in zip(
+                        values, row, unknown, strict=True
+                    )
+                )
+                for row in rows or [values]
+            ]
+            rows.update(dict.fromkeys(filled))
     return sorted(rows, key=lambda row: [*map(order, axes, row)])

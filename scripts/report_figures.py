@@ -10,7 +10,6 @@ import report_masks
 import report_strides
 from report_data import (
     LAMBDA,
-    MISSING,
     STRIDES,
     Row,
     Run,
@@ -18,6 +17,7 @@ from report_data import (
     deviation,
     global_factor,
     mean,
+    one_context,
     order,
 )
 from report_style import (
@@ -31,7 +31,7 @@ from report_style import (
     remove,
     save,
 )
-from report_tables import axis_label, method_label
+from report_tables import method_label
 
 from diffstride.errors import UserError
 
@@ -118,6 +118,8 @@ def _figures(
     study: Study, single: Run | None
 ) -> list[tuple[str, str, Callable[[], plt.Figure | str], str]]:
     name = f"`{single.name}`" if single else "a run"
+    what = one_context(study)[1]
+    only = f" Runs with {what} only." if what else ""
     figures = [
         (
             "accuracy_cost",
@@ -136,23 +138,24 @@ def _figures(
             "and after training; each point is a run, the lines join the "
             "means (methods that start alike are drawn beside each other). On "
             "a level line all starts would end alike; on the dashed one no "
-            "stride has moved.",
+            f"stride has moved.{only}",
         ),
         (
             "learned_strides",
             "Learned strides",
             lambda: report_strides.distribution(study),
             "Strides at the end of every run, height and width; the bars are "
-            "the initial strides.",
+            f"the initial strides.{only}",
         ),
         (
             "cutoffs",
             "Learned strides as cut-off frequencies",
             lambda: report_strides.cutoffs(study),
             "A stride S keeps nominally what is below 0.5 / S cycles per pixel "
-            "of its layer's input, and below 0.5 / (product of strides so far) "
-            "cycles per pixel of the image; each point is a run and an axis, "
-            "the bars are the initial strides.",
+            "of its layer's input (and no less than one cycle over the map); "
+            "on the right this is in pixels of the image, for the narrowest "
+            "layer so far, at the sizes that maps have. Each point is a run "
+            f"and an axis, the bars are the initial strides.{only}",
         ),
         (
             "trajectories",
@@ -199,9 +202,10 @@ def frontier(study: Study) -> plt.Figure | str:
 def global_factors(study: Study) -> plt.Figure | str:
     """Product of all strides, before and after training."""
     pairs: dict[str, list[tuple[float, float]]] = {}
+    runs, _ = one_context(study)
     for method in study.methods:
-        for run in study.runs:
-            if run.method == method and run.learned:
+        for run in runs:
+            if run.method == method:
                 start, end = (
                     global_factor(run.layers, key)
                     for key in ("initial", "strides")
@@ -285,7 +289,7 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     for axes, (context, curves) in pairs:
         _draw_curves(axes, curves, study)
         if len(panels) > 1:
-            axes.set_title(_context_text(study, context, along))
+            axes.set_title(study.text(context, along))
     every = [point for point, _ in points]
     _frame_costs(grid[0, 0], every)
     for axes, (_, curves) in pairs:
@@ -407,15 +411,6 @@ def _curve_labels(
 def _weight(study: Study, point: _Point) -> str:
     value = study.value(point.row, LAMBDA)
     return f"λ = {value:g}" if isinstance(value, (int, float)) else f"λ {value}"
-
-
-def _context_text(study: Study, context: Row, along: str) -> str:
-    axes = [axis for axis in study.axes if axis != along]
-    return ", ".join(
-        f"{axis_label(axis)} {value}"
-        for axis, value in zip(axes, context, strict=True)
-        if value != MISSING
-    )
 
 
 def _best_and_cheapest(points: list[tuple[_Point, str]]) -> str:

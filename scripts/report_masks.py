@@ -38,7 +38,7 @@ def masks(run: Run | None) -> plt.Figure | str:
     panels = [
         (name, _mask(layer, "initial", size), _mask(layer, "strides"))
         for name, layer, size in zip(
-            names, run.layers, _first_sizes(run), strict=True
+            names, run.layers, sizes_of_inputs(run, "initial"), strict=True
         )
         if layer["learned"]
     ]
@@ -106,12 +106,20 @@ def _what_changed(panels: list[tuple[str, _Mask, _Mask]]) -> str:
     return f"Of {bands} training {', '.join(words)}"
 
 
-def _first_sizes(run: Run) -> list[tuple[int, ...]]:
-    """Input sizes at the initial strides, as far as they can be told.
+def sizes_of_inputs(run: Run, strides: str) -> list[tuple[int, ...]]:
+    """Sizes of the maps that the pooling layers of a run receive.
 
-    Where a layer's input is as large as the output of the one before, it is
-    taken to have been so from the start.
+    Args:
+        run: the run.
+        strides: `"strides"`, at the end, or `"initial"`, as far as it can be
+            told: where a layer's input is as large as the output of the one
+            before, it is taken to have been so from the start.
+
+    Returns:
+        Sizes, layer by layer.
     """
+    if strides == "strides":
+        return [tuple(layer["input_size"]) for layer in run.layers]
     sizes: list[tuple[int, ...]] = []
     for before, layer in zip([None, *run.layers], run.layers, strict=False):
         size = tuple(layer["input_size"])

@@ -7,7 +7,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from report_data import MISSING, STRIDES, Run, Study, order, short_names
+from report_data import (
+    MISSING,
+    STRIDES,
+    Run,
+    Study,
+    one_context,
+    order,
+    short_names,
+)
+from report_masks import sizes_of_inputs
 from report_style import (
     BAR,
     SERIES,
@@ -79,8 +88,7 @@ def distribution(study: Study) -> plt.Figure | str:
     starts = sorted(
         {
             run.setting.get(STRIDES, MISSING)
-            for run in study.runs
-            if run.learned
+            for run in itertools.chain(*groups.values())
         },
         key=lambda value: order(STRIDES, value),
     )
@@ -126,7 +134,7 @@ def cutoffs(study: Study) -> plt.Figure | str:
         _draw_cutoffs((left, right), runs, positions, middle, width, style)
     for axes, title, of_what in (
         (left, "each layer by itself", "the layer's input"),
-        (right, "from the image to the layer's output", "the image"),
+        (right, "the narrowest layer from the image on", "the image"),
     ):
         _layer_axis(axes, positions)
         axes.set_ylabel(f"cut-off, cycles per pixel of {of_what}")
@@ -175,12 +183,13 @@ def _moved_most(run: Run) -> str:
 
 
 def _by_method(study: Study) -> dict[str, list[Run]]:
-    """Runs with learned strides."""
-    runs = {
-        method: [r for r in study.runs if r.method == method and r.learned]
+    """Runs with learned strides, which differ in the start alone."""
+    runs, _ = one_context(study)
+    groups = {
+        method: [run for run in runs if run.method == method]
         for method in study.methods
     }
-    return {method: members for method, members in runs.items() if members}
+    return {method: members for method, members in groups.items() if members}
 
 
 def _positions(groups: dict[str, list[Run]]) -> dict[str, int]:
@@ -274,5 +283,16 @@ def _frequencies(
         layer[strides][min(axis, len(layer[strides]) - 1)]
         for layer in run.layers
     ]
-    products = itertools.accumulate(values, lambda a, b: a * b)
-    return [0.5 / v for v in values], [0.5 / p for p in products]
+    sizes = [
+        size[min(axis, len(size) - 1)] for size in sizes_of_inputs(run, strides)
+    ]
+    # A map shows the whole image: cycles over it are cycles over the image.
+    cycles = [
+        max(size / value, 2) / 2
+        for size, value in zip(sizes, values, strict=True)
+    ]
+    narrowest = itertools.accumulate(cycles, min)
+    return (
+        [c / size for c, size in zip(cycles, sizes, strict=True)],
+        [c / sizes[0] for c in narrowest],
+    )

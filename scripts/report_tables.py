@@ -11,6 +11,7 @@ from report_data import (
     Row,
     Run,
     Study,
+    axis_label,
     deviation,
     epoch_seconds,
     global_factor,
@@ -25,11 +26,6 @@ from diffstride.text import markdown
 def method_label(method: str) -> str:
     """How a method is called in tables and figures."""
     return method.replace("_", "-")
-
-
-def axis_label(axis: str) -> str:
-    """How a setting is called in tables and figures."""
-    return "initial strides" if axis == STRIDES else axis.replace("_", " ")
 
 
 def accuracy_table(study: Study) -> str:
@@ -67,15 +63,10 @@ def accuracy_table(study: Study) -> str:
             "Mean and spread over strides are over those initial strides that "
             "all methods of the group were run with."
         )
-    noise = pooled_deviation(
-        [[run.accuracy for run in runs] for runs in study.groups()]
-    )
-    if noise is not None:
+    if noise := _noise(study):
         parts.append(
             "Mean ± sample standard deviation over seeds (number of runs); the "
-            "best mean of a row is bold. Between two runs that differ in "
-            f"nothing but the seed, the standard deviation is {noise:.2f} "
-            "points, pooled over all cells."
+            f"best mean of a row is bold. {noise}"
         )
     else:
         parts.append(
@@ -141,7 +132,7 @@ def frontier_table(study: Study) -> str | None:
     return markdown(header, table)
 
 
-def ablation_table(study: Study, axis: str) -> str:
+def ablation_table(study: Study, axis: str) -> str | None:
     """One axis alone: the other settings are the same in all of its rows.
 
     Args:
@@ -149,20 +140,23 @@ def ablation_table(study: Study, axis: str) -> str:
         axis: one of its axes.
 
     Returns:
-        A table, values of the axis by methods.
+        A table, values of the axis by methods with more than one; the best of
+        each column is marked. `None` if no method has two.
     """
+    columns = {m: _matched(study, axis, m) for m in study.given(axis)}
+    columns = {m: cells for m, cells in columns.items() if len(cells) > 1}
+    if not columns:
+        return None
     values = sorted(
-        {run.setting[axis] for run in study.runs if axis in run.setting},
+        {value for cells in columns.values() for value in cells},
         key=lambda value: order(axis, value),
     )
-    columns = {m: _matched(study, axis, m) for m in study.methods}
-    table = []
-    for value in values:
-        cells = [columns[m].get(value, []) for m in study.methods]
-        table.append([str(value), *_pooled_accuracies(cells)])
-    return markdown(
-        [axis_label(axis), *map(method_label, study.methods)], table
-    )
+    texts = [
+        _pooled_accuracies([cells.get(value, []) for value in values])
+        for cells in columns.values()
+    ]
+    rows = zip(map(str, values), *texts, strict=True)
+    return markdown([axis_label(axis), *map(method_label, columns)], rows)
 
 
 def expected_table(study: Study) -> str | None:
@@ -239,6 +233,35 @@ def _bold_best(
     ]
 
 
+def _noise(study: Study) -> str:
+    """What a seed can do, in each group of rows."""
+    texts = []
+    contexts = dict.fromkeys(study.context(r, STRIDES) for r in study.rows)
+    for context in contexts:
+        cells = {
+            tuple(map(id, cell)): [run.accuracy for run in cell]
+            for row in study.rows
+            if study.context(row, STRIDES) == context
+            for cell in (study.cell(method, row) for method in study.methods)
+        }
+        noise = pooled_deviation(cells.values())
+        if noise is None:
+            continue
+        number = statistics.mode(map(len, filter(None, cells.values())))
+        error = noise * (2 / number) ** 0.5
+        what = study.text(context, STRIDES)
+        texts.append(
+            f"{noise:.2f} points{f' with {what}' if what else ''} (standard "
+            f"error of the difference of two means of {number}: {error:.2f})"
+        )
+    if not texts:
+        return ""
+    return (
+        "The standard deviation of a run, pooled over cells, is "
+        f"{'; '.join(texts)}."
+    )
+
+
 def _over_strides(study: Study, context: Row, rows: list[Row]) -> list:
     """Mean over initial strides, and largest less smallest mean."""
     if len(rows) < 2:
@@ -285,10 +308,10 @@ def _matched(
     return matched
 
 
-def _pooled_accuracies(columns: list[list[list[Run]]]) -> list[str]:
+def _pooled_accuracies(column: list[list[list[Run]]]) -> list[str]:
     """Means of the cells' means, ± the standard deviation within cells."""
     texts, means = [], []
-    for cells in columns:
+    for cells in column:
         groups = [[run.accuracy for run in runs] for runs in cells]
         average = mean(map(statistics.fmean, groups))
         number = sum(map(len, groups))

@@ -1,11 +1,14 @@
 """The expected strides are those at which the mask meets the highest wave."""
 
+import json
+
 import known_answer
 import numpy as np
 import pytest
 from known_answer import SIZE, SMOOTHNESS, WAVES
 
 from diffstride import spectral
+from diffstride.errors import UserError
 
 
 def passed(ramp, stride):
@@ -42,3 +45,14 @@ def test_a_run_is_a_record():
     (layer,) = record["summary"]["pooling"]
     assert layer["strides"][1] == row["stride/pooling/width"] > 2
     assert layer["expected"] == known_answer.expected_strides("inner")
+
+
+def test_runs_of_other_length_are_not_mixed(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    name = "method-outer_strides-1.2_lambda-0.1_seed-0"
+    record = {"name": name, "summary": {"epochs": 40}}
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(
+        UserError, match=f"{name} with 40 epochs, not 1; choose"
+    ):
+        known_answer.main(["", f"--output={path}", "--epochs=1"])

@@ -10,9 +10,10 @@ import pytest
 import report
 import report_figures
 import report_masks
+import report_strides
 import report_style
 from made_up_runs import STRIDES, failed, grid, record
-from report_data import study
+from report_data import one_context, study
 from report_tables import (
     ablation_table,
     accuracy_table,
@@ -71,7 +72,26 @@ def test_accuracies_by_hand():
         ["*spread: largest - smallest*", "12.00", "**0.00**", "-"],
     ]
     # Squares about the means: 8 + 8 + 0.000008; degrees of freedom: 2 + 1 + 1.
-    assert f"deviation is {math.sqrt(16 / 4):.2f} points" in text
+    # As many cells have two runs as have one: sqrt(4) sqrt(2 / 2).
+    assert (
+        "of a run, pooled over cells, is 2.00 points (standard error of the "
+        "difference of two means of 2: 2.00)"
+    ) in text
+
+
+def test_noise_is_told_of_each_group():
+    records = []
+    for norm, sets in (
+        ("forward", ([90, 92], [80, 82])),
+        ("backward", ([20, 60], [30, 30])),
+    ):
+        for method, accuracies in zip(("inner", "outer"), sets, strict=True):
+            records += made(accuracies, method=method, norm=norm)
+    text = accuracy_table(study(records))
+    # Squares about the means: 2 + 2 and 800, each over 2.
+    assert "is 20.00 points with norm backward (standard error of the d" in text
+    assert "two means of 2: 20.00); 1.41 points with norm forward (" in text
+    assert "two means of 2: 1.41)." in text
 
 
 def test_mean_and_spread_over_initial_strides():
@@ -153,8 +173,35 @@ def test_a_method_without_a_setting_stands_in_each_of_its_rows(tmp_path):
     ]
     text = report.write(records, tmp_path).read_text()
     assert "strided was not given smoothness" in text
-    # Its two runs count once: sqrt(0.5), not less.
-    assert "deviation is 0.71 points" in text
+    assert "is 0.71 points with smoothness 1 (" in text
+    # A start that only it has stands beside each of the others' settings.
+    records += made([70], method="strided", strides="1,1,1,1")
+    rows = table(accuracy_table(study(records)))
+    assert [row for row in rows if row[1] == "1,1,1,1"] == [
+        [number, "1,1,1,1", "70.00 (1)", "-"] for number in ("1", "4", "10")
+    ]
+
+
+def test_strides_that_were_not_varied_are_those_of_all():
+    records = made([90], method="strided") + made([80], method="outer")
+    for each in records:
+        del each["settings"]["strides"]
+    assert table(accuracy_table(study(records)))[1:] == [
+        ["1,1,2,2", "**90.00 (1)**", "80.00 (1)"]
+    ]
+
+
+def test_runs_with_other_bindings_are_no_further_seeds():
+    records = made([90, 92]) + made([80, 82])
+    for each, width in zip(records, (8, 8, 16, 16), strict=True):
+        each["bindings"] = ["a.b = 1", f"resnet.Resnet.filters = [{width}]"]
+        each["name"] += f"_{width}"
+    rows = table(accuracy_table(study(records)))
+    assert [row[0] for row in rows] == [
+        "bindings",
+        "resnet.Resnet.filters = [16]",
+        "resnet.Resnet.filters = [8]",
+    ]
 
 
 def test_an_axis_alone_is_compared_at_equal_settings():
@@ -168,11 +215,18 @@ def test_an_axis_alone_is_compared_at_equal_settings():
         + made([50], method="spectral", norm="forward", strides="1,1,2,2")
     )
     assert table(ablation_table(study(records), "norm")) == [
-        ["norm", "spectral", "outer"],
+        # Not spectral, which was run with one norm.
+        ["norm", "outer"],
         # (81 + 60) / 2, (92 + 70) / 2; sqrt(2 / 1) and sqrt(8 / 1).
-        ["backward", "-", "70.50 ± 1.41 (3)"],
-        ["forward", "50.00 (1)", "**81.00 ± 2.83 (3)**"],
+        ["backward", "70.50 ± 1.41 (3)"],
+        ["forward", "**81.00 ± 2.83 (3)**"],
     ]
+    records += made([99], method="spectral", norm="ortho", strides="1,1,2,2")
+    rows = table(ablation_table(study(records), "norm"))
+    assert [row[1] for row in rows] == [
+        *("spectral", "-", "50.00 (1)", "**99.00 (1)**")
+    ]
+    assert ablation_table(study(made([50], norm="ortho")), "norm") is None
 
 
 def test_costs_by_hand():
@@ -376,8 +430,49 @@ def test_masks_are_those_of_the_definition():
 def test_sizes_at_the_start_follow_from_the_initial_strides():
     each = record("inner", "1,2,2,1", size=32)
     (run,) = study([each]).runs
-    sizes = [tuple(size) for size in report_masks._first_sizes(run)]
+    sizes = [
+        tuple(size) for size in report_masks.sizes_of_inputs(run, "initial")
+    ]
     assert sizes == [(32, 32), (32, 32), (16, 16), (8, 8)]
+
+
+def test_cut_offs_by_hand():
+    """Not those of the product of the strides: maps are larger than that."""
+    layers = [
+        {"strides": [2.0, 1.0], "input_size": [28, 28], "initial": [2, 2]},
+        {"strides": [4.0, 4.0], "input_size": [22, 28], "initial": [2, 2]},
+        {"strides": [16.0, 1.0], "input_size": [14, 15], "initial": [2, 2]},
+    ]
+    each = record()
+    each["summary"]["pooling"] = [
+        {**layer, "name": str(i), "output_size": [0, 0], "learned": True}
+        for i, layer in enumerate(layers)
+    ]
+    (run,) = study([each]).runs
+    # 14 / 2 cycles; 22 / 4 / 2; 1, which is the least.
+    own, of_image = report_strides._frequencies(run, 0, "strides")
+    assert own == pytest.approx([7 / 28, 2.75 / 22, 1 / 14])
+    assert of_image == pytest.approx([7 / 28, 2.75 / 28, 1 / 28])
+    # 14; 28 / 4 / 2; 7.5, of which no more can pass than before.
+    own, of_image = report_strides._frequencies(run, 1, "strides")
+    assert own == pytest.approx([14 / 28, 3.5 / 28, 7.5 / 15])
+    assert of_image == pytest.approx([14 / 28, 3.5 / 28, 3.5 / 28])
+
+
+def test_strides_are_shown_of_one_setting(tmp_path):
+    records = made([90, 91], norm="backward")
+    records += made([90], norm="forward") + made(
+        [92], norm="forward", strides=STRIDES[1]
+    )
+    runs, what = one_context(study(records))
+    # Two starts rather than two seeds.
+    assert (what, {run.setting["norm"] for run in runs}) == (
+        *("norm forward", {"forward"}),
+    )
+    text = report.write(records, tmp_path).read_text()
+    assert text.count("Runs with norm forward only.") == 3
+    assert one_context(study(made([90])))[1] == ""
+    assert one_context(study(made([90], method="strided"))) == ([], "")
 
 
 def test_the_run_that_is_shown():

@@ -99,7 +99,6 @@ class TestPlan:
         ]
 
     def test_bindings_are_those_that_the_config_knows(self):
-        # But for lambda, all axes.
         runs = plan(
             "method=strided|spectral|outer|inner|straight_through",
             "strides=1,1,2,2",
@@ -107,6 +106,7 @@ class TestPlan:
             "norm=forward",
             "shared=true",
             "stride_lr=10",
+            "lambda=0.1",
             "keras.optimizers.SGD.learning_rate=0.1",
             "train.train.devices=['CPU:0']",
             "data.load_datasets.augment_fn=@data.pad_crop_flip",
@@ -159,7 +159,12 @@ class TestPlan:
             assert f"--grid=configs/sweeps/{path.name}" in path.read_text()
             loaded = grid.load([str(path)])
             assert (ROOT / "configs" / loaded.gin_config).exists()
-            assert grid.plan(loaded.products)
+            run = grid.plan(loaded.products)[-1]
+            try:
+                bindings = [*loaded.bindings, *run.bindings]
+                config.load([loaded.gin_config], bindings)
+            finally:
+                gin.clear_config()
 
     @pytest.mark.parametrize(
         "texts, message",
