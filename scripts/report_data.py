@@ -47,6 +47,12 @@ class Run:
     epochs: list[dict[str, Any]]
 
     @property
+    def label(self) -> str:
+        """A short name, which fits over a figure."""
+        start = self.setting.get(STRIDES)
+        return f"{method_label(self.method)} from {start}, seed {self.seed}"
+
+    @property
     def learned(self) -> list[dict[str, Any]]:
         """The layers whose strides were learned."""
         return [layer for layer in self.layers if layer["learned"]]
@@ -148,6 +154,11 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
         rows,
         cells,
     )
+
+
+def method_label(method: str) -> str:
+    """How a method is called in tables and figures."""
+    return method.replace("_", "-")
 
 
 def axis_label(axis: str) -> str:

@@ -17,6 +17,7 @@ from report_data import (
     deviation,
     global_factor,
     mean,
+    method_label,
     one_context,
     order,
 )
@@ -31,7 +32,6 @@ from report_style import (
     remove,
     save,
 )
-from report_tables import method_label
 
 from diffstride.errors import UserError
 

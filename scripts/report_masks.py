@@ -57,7 +57,7 @@ def masks(run: Run | None) -> plt.Figure | str:
         _draw(axes, *panel)
     figure.supxlabel("cycles per pixel of the layer's input", fontsize=10)
     figure.supylabel("weight in the mask", fontsize=10)
-    headline(figure, f"{_what_changed(panels)} (width, run {run.name})")
+    headline(figure, f"{_what_changed(panels)} (width; {run.label})")
     return figure
 
 

@@ -12,6 +12,7 @@ from report_data import (
     STRIDES,
     Run,
     Study,
+    method_label,
     one_context,
     order,
     short_names,
@@ -26,7 +27,6 @@ from report_style import (
     log_ticks,
     method_style,
 )
-from report_tables import method_label
 
 _AXES = ("height", "width")
 _NO_STRIDES = "no run has learned strides"
@@ -69,7 +69,7 @@ def trajectories(run: Run | None) -> plt.Figure | str:
     axes.set_xlim(0, len(run.epochs))
     axes.xaxis.get_major_locator().set_params(integer=True)
     label_ends(axes, ends)
-    headline(figure, f"{_moved_most(run)} (run {run.name})")
+    headline(figure, f"{_moved_most(run)} ({run.label})")
     return figure
 
 

@@ -16,16 +16,12 @@ from report_data import (
     epoch_seconds,
     global_factor,
     mean,
+    method_label,
     order,
     pooled_deviation,
 )
 
 from diffstride.text import markdown
-
-
-def method_label(method: str) -> str:
-    """How a method is called in tables and figures."""
-    return method.replace("_", "-")
 
 
 def accuracy_table(study: Study) -> str:
