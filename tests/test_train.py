@@ -95,7 +95,7 @@ def test_workdir_holds_what_is_promised(finished):
     for line in (
         "Resnet.filters = [4, 4, 8]",
         "load_datasets.mixup_alpha = 0.2",
-        "DiffStride.smoothness_factor = 2.0",
+        "DiffStride.smoothness_factor = 1.0",
         "pad_crop_flip.pad = 1",
         "train.seed = 0",
     ):
@@ -151,11 +151,12 @@ def test_summary_on_the_terminal(finished):
         f"cost           {cost['macs'] / 1e3:.1f} k multiply-accumulates and "
         f"{cost['activation_bytes'] / 1e3:.1f} kB of activations an image\n"
     ) in out
+    # Those that begin at 1 may be driven against that limit.
+    assert any(s["strides"] != s["initial"] for s in summary["pooling"])
     for state in summary["pooling"]:
-        assert state["strides"] != state["initial"]
         assert state["kind"] == "DiffStride"
-        assert (state["ramp"], state["norm"]) == ("outer", "forward")
-        assert state["smoothness_factor"] == 2.0
+        assert (state["ramp"], state["norm"]) == ("inner", "forward")
+        assert state["smoothness_factor"] == 1.0
         assert not state["shared_stride"]
         cells = (
             state["name"],
@@ -176,10 +177,17 @@ def test_summary_on_the_terminal(finished):
 def test_the_saved_model_is_the_tested_one(finished, data_dir):
     workdir, _ = finished
     model = keras.models.load_model(workdir / "model.keras")
-    data = load_datasets("digits", 64, data_dir=data_dir, image_size=12)
-    accuracy = model.evaluate(data.test, verbose=0, return_dict=True)
+    data = load_datasets(
+        *("digits", 64),
+        data_dir=data_dir,
+        image_size=12,
+        # Which the pixels are normalised by.
+        train_split="train[:640]",
+    )
+    found = model.evaluate(data.test, verbose=0, return_dict=True)
     summary = json.loads((workdir / "summary.json").read_text())
-    assert accuracy["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert found["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert found["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
 
 
 # Runs main in a process that kills itself: {patch} says when.
