@@ -63,12 +63,12 @@ def main(argv: list[str]) -> int:
             "seed": seed,
         }
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
-        if done.setdefault(name, arguments.epochs) != arguments.epochs:
-            raise UserError(
-                f"{output} holds {name} with {done[name]} epochs, not "
-                f"{arguments.epochs}; choose another --output or --epochs"
-            )
-        if any(each["name"] == name for each in records):
+        if name in done:
+            if done[name] != arguments.epochs:
+                raise UserError(
+                    f"{output} holds {name} with {done[name]} epochs, not "
+                    f"{arguments.epochs}; choose another --output or --epochs"
+                )
             continue
         record = run(name, settings, arguments.epochs)
         records.append(record)

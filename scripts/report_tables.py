@@ -234,16 +234,16 @@ def _noise(study: Study) -> str:
     texts = []
     contexts = dict.fromkeys(study.context(r, STRIDES) for r in study.rows)
     for context in contexts:
-        cells = {
-            tuple(map(id, cell)): [run.accuracy for run in cell]
+        cells = [
+            [run.accuracy for run in study.cell(method, row)]
             for row in study.rows
             if study.context(row, STRIDES) == context
-            for cell in (study.cell(method, row) for method in study.methods)
-        }
-        noise = pooled_deviation(cells.values())
+            for method in study.methods
+        ]
+        noise = pooled_deviation(cells)
         if noise is None:
             continue
-        number = statistics.mode(map(len, filter(None, cells.values())))
+        number = statistics.mode(map(len, filter(None, cells)))
         error = noise * (2 / number) ** 0.5
         what = study.text(context, STRIDES)
         texts.append(

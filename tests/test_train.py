@@ -178,7 +178,8 @@ def test_the_saved_model_is_the_tested_one(finished, data_dir):
     workdir, _ = finished
     model = keras.models.load_model(workdir / "model.keras")
     data = load_datasets(
-        *("digits", 64),
+        "digits",
+        batch_size=64,
         data_dir=data_dir,
         image_size=12,
         # Which the pixels are normalised by.
