@@ -106,6 +106,13 @@ class Study:
             if value != MISSING
         )
 
+    def starts(self) -> dict[Row, list[Row]]:
+        """Rows that differ in their initial strides alone, by the rest."""
+        rows: dict[Row, list[Row]] = {}
+        for row in self.rows:
+            rows.setdefault(self.context(row, STRIDES), []).append(row)
+        return rows
+
     def value(self, row: Row, axis: str) -> Any:
         """The value of one axis in a row."""
         return row[self.axes.index(axis)] if axis in self.axes else MISSING
@@ -176,11 +183,16 @@ def one_context(study: Study) -> tuple[list[Run], str]:
         Of such groups that with the most starts, then the most runs, then the
         first; and what its other settings are, if there are others.
     """
-    groups: dict[Row, list[Run]] = {}
-    for row in study.rows:
-        for method in study.methods:
-            runs = [run for run in study.cell(method, row) if run.learned]
-            groups.setdefault(study.context(row, STRIDES), []).extend(runs)
+    groups = {
+        context: [
+            run
+            for row in rows
+            for method in study.methods
+            for run in study.cell(method, row)
+            if run.learned
+        ]
+        for context, rows in study.starts().items()
+    }
     if not any(groups.values()):
         return [], ""
     context = max(

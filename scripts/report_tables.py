@@ -37,8 +37,7 @@ def accuracy_table(study: Study) -> str:
     header = [*map(axis_label, study.axes), *map(method_label, study.methods)]
     table = []
     uneven = False
-    for context in dict.fromkeys(study.context(r, STRIDES) for r in study.rows):
-        rows = [r for r in study.rows if study.context(r, STRIDES) == context]
+    for context, rows in study.starts().items():
         for row in rows:
             cells = [study.cell(method, row) for method in study.methods]
             table.append([*map(str, row), *_accuracies(cells)])
@@ -232,12 +231,10 @@ def _bold_best(
 def _noise(study: Study) -> str:
     """What a seed can do, in each group of rows."""
     texts = []
-    contexts = dict.fromkeys(study.context(r, STRIDES) for r in study.rows)
-    for context in contexts:
+    for context, rows in study.starts().items():
         cells = [
             [run.accuracy for run in study.cell(method, row)]
-            for row in study.rows
-            if study.context(row, STRIDES) == context
+            for row in rows
             for method in study.methods
         ]
         noise = pooled_deviation(cells)
