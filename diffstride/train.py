@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import pathlib
-import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +14,7 @@ from absl import logging
 
 from diffstride import callbacks, data, files, resnet
 from diffstride.cost import cost_of_calls
+from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.inspection import (
     PoolingState,
@@ -173,7 +172,7 @@ def train(
         "parameters": model.count_params(),
         "cost": cost.totals(),
         "seed": seed,
-        "environment": _environment(),
+        "environment": environment(),
         "pooling": [state._asdict() for state in states],
     }
     text = json.dumps(summary, indent=1) + "\n"
@@ -218,20 +217,6 @@ def format_summary(
             )
         )
     return "\n".join([*lines, "", *aligned(rows)])
-
-
-def _environment() -> dict[str, Any]:
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-        for gpu in gpus
-    ]
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "devices": names or [f"{os.cpu_count()} CPU cores"],
-    }
 
 
 def _check_arguments(

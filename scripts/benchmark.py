@@ -27,7 +27,6 @@ import gc
 import json
 import os
 import pathlib
-import platform
 import re
 import statistics
 import subprocess
@@ -49,6 +48,10 @@ from diffstride import (  # noqa: E402
     DiffStride,
     FixedSpectralPooling,
     spectral,
+)
+from diffstride.environment import (  # noqa: E402
+    accelerators,
+    environment,
 )
 from diffstride.resnet import resnet18  # noqa: E402
 from diffstride.static import Retracer  # noqa: E402
@@ -123,7 +126,7 @@ def main() -> None:
         return
     begin = time.perf_counter()
     results: dict[str, Any] = {
-        "environment": environment(),
+        "environment": measured_on(),
         "dtype": arguments.dtype,
         "layer": [],
         "network": [],
@@ -383,14 +386,14 @@ def _add_memory(part: str, key: str, rows: dict[str, dict]) -> None:
             rows[name][key] = value
 
 
-def environment() -> dict[str, Any]:
-    """What was measured on."""
-    framework = __import__("tensorflow" if BACKEND == "tensorflow" else BACKEND)
+def measured_on() -> dict[str, Any]:
+    """What was measured on, in the words of the results."""
+    found = environment()
     return {
         "backend": BACKEND,
-        "version": framework.__version__,
-        "keras": keras.__version__,
-        "python": platform.python_version(),
+        "version": found[BACKEND],
+        "keras": found["keras"],
+        "python": found["python"],
         "device": _device(),
     }
 
@@ -625,40 +628,18 @@ def _has_convolutions(data_format: str) -> bool:
 
 @functools.cache
 def _on_gpu() -> bool:
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        return bool(tf.config.list_physical_devices("GPU"))
-    if BACKEND == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    import torch
-
-    return torch.cuda.is_available()
+    return bool(accelerators())
 
 
 def _device() -> str:
-    if not _on_gpu():
-        model = ""
-        with contextlib.suppress(OSError):
-            text = pathlib.Path("/proc/cpuinfo").read_text()
-            model = re.search(r"model name\s*:\s*(.*)", text)
-            model = f" ({model.group(1)})" if model else ""
-        return f"{len(os.sched_getaffinity(0))} CPU cores{model}"
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        (gpu, *_) = tf.config.list_physical_devices("GPU")
-        details = tf.config.experimental.get_device_details(gpu)
-        return details.get("device_name", "GPU")
-    if BACKEND == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind
-    import torch
-
-    return torch.cuda.get_device_name()
+    if names := accelerators():
+        return names[0]
+    model = ""
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*:\s*(.*)", text)
+        model = f" ({model.group(1)})" if model else ""
+    return f"{len(os.sched_getaffinity(0))} CPU cores{model}"
 
 
 def _status(name: str) -> int:

@@ -134,7 +134,7 @@ def fit(name: str, train: tuple, test: tuple, arguments: argparse.Namespace):
         "seconds": timer.seconds,
         "val_accuracy": [float(a) for a in history["val_accuracy"]],
         "loss": [float(loss) for loss in history["loss"]],
-        "environment": benchmark.environment(),
+        "environment": benchmark.measured_on(),
     }
 
 

@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import pathlib
-import platform
 import sys
 import time
 from typing import Any
@@ -32,6 +31,7 @@ import numpy as np  # noqa: E402
 
 from diffstride import DiffStride, add_stride_cost  # noqa: E402
 from diffstride.cost import cost_of_calls  # noqa: E402
+from diffstride.environment import environment  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 from diffstride.files import read_rows, replace_text  # noqa: E402
 from diffstride.inspection import pooling_scalars, states_of  # noqa: E402
@@ -214,7 +214,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
             "parameters": model.count_params(),
             "cost": cost_of_calls(model, calls).totals(),
             "seed": settings["seed"],
-            "environment": _environment(),
+            "environment": environment(),
             "pooling": [
                 {
                     **state._asdict(),
@@ -224,16 +224,6 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
             ],
         },
         "epochs": rows,
-    }
-
-
-def _environment() -> dict[str, Any]:
-    backend = keras.backend.backend()
-    return {
-        "python": platform.python_version(),
-        backend: __import__(backend).__version__,
-        "keras": keras.__version__,
-        "devices": [f"{os.cpu_count()} CPU cores"],
     }
 
 

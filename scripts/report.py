@@ -175,6 +175,8 @@ def _machines(records: list[dict[str, Any]]) -> str:
             for key, name in (
                 ("python", "Python"),
                 ("tensorflow", "TensorFlow"),
+                ("jax", "JAX"),
+                ("torch", "torch"),
                 ("keras", "Keras"),
             )
             if key in environment
