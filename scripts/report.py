@@ -17,7 +17,8 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from report_data import LAMBDA, STRIDES, Study, axis_label, study  # noqa: E402
+from grid import bindings  # noqa: E402
+from report_data import LAMBDA, STRIDES, Study, axis_label, shown, study  # noqa: E402
 from report_tables import (  # noqa: E402
     ablation_table,
     accuracy_table,
@@ -65,8 +66,8 @@ def write(
         records: as of `diffstride.runs.read_runs`.
         folder: where to; it is made.
         title: heading of the report.
-        trajectory: name of the run that is shown by itself; by default the
-            first with learned strides.
+        trajectory: name of the run that is shown by itself, see
+            `report_data.shown`.
 
     Returns:
         Path of the Markdown.
@@ -85,10 +86,10 @@ def write(
         ) from error
     runs = study(records)
     _check(runs)
-    single = report_figures.single_run(runs, trajectory)
+    chosen = shown(runs, trajectory)
     make_folder(folder, "--output")
     parts = [*head(runs, title), "## Figures"]
-    for figure in report_figures.draw_all(runs, single, folder):
+    for figure in report_figures.draw_all(runs, chosen, folder):
         parts.append(f"### {figure.heading}")
         if figure.file:
             parts.append(f"![{figure.heading}]({figure.file})")
@@ -192,7 +193,7 @@ def _machines(records: list[dict[str, Any]]) -> str:
 
 
 def _common(runs: Study) -> str:
-    """Settings, and bindings, that all runs have."""
+    """Settings, and bindings beside these, that all runs have."""
     words = []
     for key in dict.fromkeys(k for run in runs.runs for k in run.setting):
         if key not in runs.axes:
@@ -205,8 +206,11 @@ def _common(runs: Study) -> str:
     configs = {record.get("gin_config") for record in ended}
     if len(configs) == 1 and None not in configs:
         words.append(f"config `{configs.pop()}`")
+    meant = bindings(ended[0]["settings"])
     for binding in ended[0].get("bindings") or []:
-        if all(binding in (record.get("bindings") or []) for record in ended):
+        if binding not in meant and all(
+            binding in (record.get("bindings") or []) for record in ended
+        ):
             words.append(f"`{binding}`")
     return ", ".join(words)
 
@@ -266,8 +270,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--trajectory",
         metavar="NAME",
-        help="Run that is shown by itself. Default: the first with learned "
-        "strides.",
+        help="Run that is shown by itself; other figures of learned strides "
+        "show runs of its settings. Default: one with moved strides.",
     )
     return parser.parse_args(argv)
 

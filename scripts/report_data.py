@@ -9,9 +9,11 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from grid import METHODS, bindings
+
+from diffstride.errors import UserError
 
 MISSING = "-"
 STRIDES = "strides"
@@ -56,6 +58,11 @@ class Run:
     def learned(self) -> list[dict[str, Any]]:
         """The layers whose strides were learned."""
         return [layer for layer in self.layers if layer["learned"]]
+
+    @property
+    def moved(self) -> bool:
+        """Whether any of its strides is no longer where it began."""
+        return any(each["strides"] != each["initial"] for each in self.learned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +130,20 @@ class Study:
         return [method for method in self.methods if method in having]
 
 
+class Shown(NamedTuple):
+    """What the figures of learned strides show.
+
+    Attributes:
+        single: the run that is shown by itself, or `None`.
+        groups: by method, runs that differ in strides and seeds alone.
+        what: their other settings, if other runs have others.
+    """
+
+    single: Run | None
+    groups: dict[str, list[Run]]
+    what: str
+
+
 def study(records: Iterable[dict[str, Any]]) -> Study:
     """Sorts records into a `Study`.
 
@@ -173,34 +194,52 @@ def axis_label(axis: str) -> str:
     return "initial strides" if axis == STRIDES else axis.replace("_", " ")
 
 
-def one_context(study: Study) -> tuple[list[Run], str]:
-    """The runs with learned strides that differ in strides and method alone.
+def shown(study: Study, name: str | None = None) -> Shown:
+    """Chooses what the figures of learned strides show.
 
     Args:
         study: the runs.
+        name: of the run that is shown by itself. By default it is the first of
+            those shown together, of those whose strides have moved if any have.
 
     Returns:
-        Of such groups that with the most starts, then the most runs, then the
-        first; and what its other settings are, if there are others.
+        The group of the named run, or else that with the most starts, then the
+        most runs whose strides have moved, then the first. It is empty if no
+        run has learned strides.
+
+    Raises:
+        UserError: if there is no such run, or its strides were not learned.
     """
     groups = {
         context: [
             run
-            for row in rows
             for method in study.methods
+            for row in rows
             for run in study.cell(method, row)
             if run.learned
         ]
         for context, rows in study.starts().items()
     }
-    if not any(groups.values()):
-        return [], ""
-    context = max(
-        groups,
-        key=lambda c: (len(_known(groups[c], STRIDES)), len(groups[c])),
-    )
-    alone = sum(map(bool, groups.values())) == 1
-    return groups[context], "" if alone else study.text(context, STRIDES)
+    groups = {context: runs for context, runs in groups.items() if runs}
+    if name is not None:
+        context, single = _named(groups, name)
+    elif groups:
+        context = max(
+            groups,
+            key=lambda c: (
+                len(_known(groups[c], STRIDES)),
+                sum(run.moved for run in groups[c]),
+            ),
+        )
+        moved = [run for run in groups[context] if run.moved]
+        (single, *_) = moved or groups[context]
+    else:
+        return Shown(None, {}, "")
+    methods: dict[str, list[Run]] = {}
+    for run in groups[context]:
+        methods.setdefault(run.method, []).append(run)
+    what = study.text(context, STRIDES) if len(groups) > 1 else ""
+    return Shown(single, methods, what)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -286,6 +325,22 @@ def order(axis: str, value: Any) -> tuple:
     if isinstance(value, (int, float)):
         return (0, float(value), "")
     return (1, 0.0, str(value))
+
+
+def _named(groups: dict[Row, list[Run]], name: str) -> tuple[Row, Run]:
+    for context, runs in groups.items():
+        for run in runs:
+            if run.name == name:
+                return context, run
+    names = list(
+        dict.fromkeys(r.name for runs in groups.values() for r in runs)
+    )
+    known = ", ".join(names[:4]) or "none"
+    more = ", ..." if len(names) > 4 else ""
+    raise UserError(
+        "--trajectory must be the name of a run with learned strides. "
+        f"Received: {name}. There are: {known}{more}"
+    )
 
 
 def _run(record: dict[str, Any]) -> Run:

@@ -13,12 +13,12 @@ from report_data import (
     STRIDES,
     Row,
     Run,
+    Shown,
     Study,
     deviation,
     global_factor,
     mean,
     method_label,
-    one_context,
     order,
 )
 from report_style import (
@@ -32,8 +32,6 @@ from report_style import (
     remove,
     save,
 )
-
-from diffstride.errors import UserError
 
 _MOST_PANELS = 6
 
@@ -62,48 +60,19 @@ class _Point(NamedTuple):
     row: Row
 
 
-def single_run(study: Study, name: str | None) -> Run | None:
-    """The run that is shown by itself.
-
-    Args:
-        study: the runs.
-        name: its name; by default the first with learned strides.
-
-    Returns:
-        The run, or `None` if none has learned strides.
-
-    Raises:
-        UserError: if there is no such run, or its strides were not learned.
-    """
-    learned = [run for run in study.runs if run.learned]
-    if name is None:
-        return learned[0] if learned else None
-    for run in learned:
-        if run.name == name:
-            return run
-    known = ", ".join(run.name for run in learned[:4]) or "none"
-    more = ", ..." if len(learned) > 4 else ""
-    raise UserError(
-        "--trajectory must be the name of a run with learned strides. "
-        f"Received: {name}. There are: {known}{more}"
-    )
-
-
-def draw_all(
-    study: Study, single: Run | None, folder: pathlib.Path
-) -> list[Figure]:
+def draw_all(study: Study, shown: Shown, folder: pathlib.Path) -> list[Figure]:
     """Draws all figures for which there are data.
 
     Args:
         study: the runs.
-        single: the run that is shown by itself, if there is one.
+        shown: those of which the strides are shown.
         folder: where to write PNG and SVG.
 
     Returns:
         What to say of each in the Markdown, also of those that were left out.
     """
     figures = []
-    for stem, heading, draw, caption in _figures(study, single):
+    for stem, heading, draw, caption in _figures(study, shown):
         drawn = draw()
         if isinstance(drawn, str):
             remove(folder, stem)
@@ -115,11 +84,10 @@ def draw_all(
 
 
 def _figures(
-    study: Study, single: Run | None
+    study: Study, shown: Shown
 ) -> list[tuple[str, str, Callable[[], plt.Figure | str], str]]:
-    name = f"`{single.name}`" if single else "a run"
-    what = one_context(study)[1]
-    only = f" Runs with {what} only." if what else ""
+    name = f"`{shown.single.name}`" if shown.single else "a run"
+    only = f" Runs with {shown.what} only." if shown.what else ""
     figures = [
         (
             "accuracy_cost",
@@ -133,7 +101,7 @@ def _figures(
         (
             "global_factor",
             "Global striding factor",
-            lambda: global_factors(study),
+            lambda: global_factors(study.methods, shown.groups),
             "Product of the strides of all layers, height times width, before "
             "and after training; each point is a run, the lines join the "
             "means (methods that start alike are drawn beside each other). On "
@@ -143,14 +111,14 @@ def _figures(
         (
             "learned_strides",
             "Learned strides",
-            lambda: report_strides.distribution(study),
+            lambda: report_strides.distribution(shown.groups),
             "Strides at the end of every run, height and width; the bars are "
             f"the initial strides.{only}",
         ),
         (
             "cutoffs",
             "Learned strides as cut-off frequencies",
-            lambda: report_strides.cutoffs(study),
+            lambda: report_strides.cutoffs(study.methods, shown.groups),
             "A stride S keeps nominally what is below 0.5 / S cycles per pixel "
             "of its layer's input (and no less than one cycle over the map); "
             "on the right this is in pixels of the image, for the narrowest "
@@ -160,14 +128,14 @@ def _figures(
         (
             "trajectories",
             f"Strides of {name} during training",
-            lambda: report_strides.trajectories(single),
+            lambda: report_strides.trajectories(shown.single),
             "Epoch 0 are the initial strides. Layers that do not appear have "
             "fixed strides.",
         ),
         (
             "masks",
             f"Masks of {name}, start and end",
-            lambda: report_masks.masks(single),
+            lambda: report_masks.masks(shown.single),
             "Weights along the width, with the strides in force. The dotted "
             "lines are at 0.5 / stride.",
         ),
@@ -199,18 +167,28 @@ def frontier(study: Study) -> plt.Figure | str:
     return _curves(study, LAMBDA)
 
 
-def global_factors(study: Study) -> plt.Figure | str:
-    """Product of all strides, before and after training."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    runs, _ = one_context(study)
-    for method in study.methods:
-        for run in runs:
-            if run.method == method:
-                start, end = (
-                    global_factor(run.layers, key)
-                    for key in ("initial", "strides")
-                )
-                pairs.setdefault(method, []).append((start, end))
+def global_factors(
+    methods: list[str], groups: dict[str, list[Run]]
+) -> plt.Figure | str:
+    """Product of all strides, before and after training.
+
+    Args:
+        methods: of all runs, which decide the colours.
+        groups: the runs to show, by method.
+
+    Returns:
+        The figure, or why there is none.
+    """
+    pairs = {
+        method: [
+            (
+                global_factor(run.layers, "initial"),
+                global_factor(run.layers, "strides"),
+            )
+            for run in runs
+        ]
+        for method, runs in groups.items()
+    }
     if not pairs:
         return "no run has learned strides"
     if sum(map(len, pairs.values())) == 1:
@@ -225,7 +203,7 @@ def global_factors(study: Study) -> plt.Figure | str:
     axes.plot([low, high], [low, high], ls="--", lw=1, color=START)
     labels = []
     for i, (method, points) in enumerate(pairs.items()):
-        color, marker = method_style(method, study.methods)
+        color, marker = method_style(method, methods)
         # Methods stand beside each other where they start alike.
         step = 0.012 if len(set(starts)) > 1 else 0.1
         shift = (high / low) ** (step * (i - (len(pairs) - 1) / 2))

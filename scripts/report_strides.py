@@ -11,9 +11,7 @@ from report_data import (
     MISSING,
     STRIDES,
     Run,
-    Study,
     method_label,
-    one_context,
     order,
     short_names,
 )
@@ -73,9 +71,15 @@ def trajectories(run: Run | None) -> plt.Figure | str:
     return figure
 
 
-def distribution(study: Study) -> plt.Figure | str:
-    """Learned strides of all runs: by method, layer and initial strides."""
-    groups = _by_method(study)
+def distribution(groups: dict[str, list[Run]]) -> plt.Figure | str:
+    """Learned strides: by method, layer and initial strides.
+
+    Args:
+        groups: the runs to show, by method.
+
+    Returns:
+        The figure, or why there is none.
+    """
     if not groups:
         return _NO_STRIDES
     figure, grid = plt.subplots(
@@ -120,9 +124,18 @@ def distribution(study: Study) -> plt.Figure | str:
     return figure
 
 
-def cutoffs(study: Study) -> plt.Figure | str:
-    """Learned strides as frequencies, by layer."""
-    groups = _by_method(study)
+def cutoffs(
+    methods: list[str], groups: dict[str, list[Run]]
+) -> plt.Figure | str:
+    """Learned strides as frequencies, by layer.
+
+    Args:
+        methods: of all runs, which decide the colours.
+        groups: the runs to show, by method.
+
+    Returns:
+        The figure, or why there is none.
+    """
     if not groups:
         return _NO_STRIDES
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4))
@@ -130,7 +143,7 @@ def cutoffs(study: Study) -> plt.Figure | str:
     for i, (method, runs) in enumerate(groups.items()):
         width = 0.8 / len(groups)
         middle = width * (i - (len(groups) - 1) / 2)
-        style = method_style(method, study.methods)
+        style = method_style(method, methods)
         _draw_cutoffs((left, right), runs, positions, middle, width, style)
     for axes, title, of_what in (
         (left, "each layer by itself", "the layer's input"),
@@ -142,7 +155,7 @@ def cutoffs(study: Study) -> plt.Figure | str:
         log_ticks(axes, "y")
     key(
         figure,
-        [(method_label(m), *method_style(m, study.methods)) for m in groups]
+        [(method_label(m), *method_style(m, methods)) for m in groups]
         + [("initial", BAR, "_"), _FILL_KEY],
     )
     last = [
@@ -180,16 +193,6 @@ def _moved_most(run: Run) -> str:
     ]
     _, name, start, end = max(moves, key=lambda move: move[0])
     return f"The most moved stride: {name}, from {start:.2f} to {end:.2f}"
-
-
-def _by_method(study: Study) -> dict[str, list[Run]]:
-    """Runs with learned strides, which differ in the start alone."""
-    runs, _ = one_context(study)
-    groups = {
-        method: [run for run in runs if run.method == method]
-        for method in study.methods
-    }
-    return {method: members for method, members in groups.items() if members}
 
 
 def _positions(groups: dict[str, list[Run]]) -> dict[str, int]:

@@ -12,8 +12,9 @@ import report_figures
 import report_masks
 import report_strides
 import report_style
+from grid import bindings
 from made_up_runs import STRIDES, failed, grid, record
-from report_data import one_context, study
+from report_data import shown, study
 from report_tables import (
     ablation_table,
     accuracy_table,
@@ -459,30 +460,56 @@ def test_cut_offs_by_hand():
     assert of_image == pytest.approx([14 / 28, 3.5 / 28, 3.5 / 28])
 
 
+def test_what_settings_mean_is_not_said_again(tmp_path):
+    records = made([90, 91], smoothness=2, norm="forward")
+    for each in records:
+        each["bindings"] += bindings(each["settings"])
+    text = report.write(records, tmp_path).read_text()
+    assert "smoothness 2" in text and "smoothness_factor" not in text
+    assert "`train.train.num_epochs = " in text
+
+
 def test_strides_are_shown_of_one_setting(tmp_path):
     records = made([90, 91], norm="backward")
     records += made([90], norm="forward") + made(
         [92], norm="forward", strides=STRIDES[1]
     )
-    runs, what = one_context(study(records))
     # Two starts rather than two seeds.
-    assert (what, {run.setting["norm"] for run in runs}) == (
-        *("norm forward", {"forward"}),
-    )
+    chosen = shown(study(records))
+    norms = {run.setting["norm"] for run in chosen.groups["outer"]}
+    assert (chosen.what, norms) == ("norm forward", {"forward"})
+    assert chosen.single.setting["norm"] == "forward"
     text = report.write(records, tmp_path).read_text()
     assert text.count("Runs with norm forward only.") == 3
-    assert one_context(study(made([90])))[1] == ""
-    assert one_context(study(made([90], method="strided"))) == ([], "")
+    # Or those beside the run that is asked for.
+    chosen = shown(study(records), records[1]["name"])
+    assert chosen.what == "norm backward"
+    assert chosen.single.name == records[1]["name"]
+    assert chosen.single in chosen.groups["outer"]
+    assert shown(study(made([90]))).what == ""
+    assert shown(study(made([90], method="strided"))) == (None, {}, "")
+
+
+def test_strides_that_moved_are_shown_rather_than_others():
+    still, moved = made([90], stride_lr=0), made([90], stride_lr=1)
+    for layer in still[0]["summary"]["pooling"]:
+        layer["strides"] = layer["initial"]
+    for records in (still + moved, moved + still):
+        chosen = shown(study(records))
+        assert (chosen.single.name, chosen.what) == (
+            *(moved[0]["name"], "stride lr 1"),
+        )
+    # Strides that moved at no run are shown where there are no others.
+    assert shown(study(still)).single.name == still[0]["name"]
 
 
 def test_the_run_that_is_shown():
     runs = study([record("strided"), record("outer"), record("inner")])
-    assert report_figures.single_run(runs, None).method == "outer"
-    name = record("inner")["name"]
-    assert report_figures.single_run(runs, name).method == "inner"
+    assert shown(runs).single.method == "outer"
+    assert shown(runs, record("inner")["name"]).single.method == "inner"
     for bad in ("missing", record("strided")["name"]):
         with pytest.raises(UserError, match=f"Received: {bad}. There are: out"):
-            report_figures.single_run(runs, bad)
+            shown(runs, bad)
 
 
 @pytest.mark.parametrize(
