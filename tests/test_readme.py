@@ -54,3 +54,17 @@ def test_the_output_of_the_quickstart_is_that_of_the_results_file():
     assert f"test accuracy  {100 * summary['test_accuracy']:.2f} %" in README
     for state in summary["pooling"]:
         assert " x ".join(f"{s:.2f}" for s in state["strides"]) in README
+
+
+def test_our_own_configs_have_what_is_recommended():
+    section = README.partition("### Where to start")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^ |`]+)", section, re.M))
+    recommended = {
+        "norm": rows["norm"].replace('"', "'"),
+        "ramp": rows["ramp"].replace('"', "'"),
+        "smoothness_factor": str(float(rows["smoothness_factor"])),
+    }
+    for name in ("digits", "fashion_mnist", "cifar10_augmented"):
+        text = (ROOT / "configs" / f"{name}.gin").read_text()
+        bound = re.findall(r"^pooling\.DiffStride\.(.*) = (.*)$", text, re.M)
+        assert dict(bound) == recommended, name

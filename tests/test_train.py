@@ -155,7 +155,7 @@ def test_summary_on_the_terminal(finished):
     assert any(s["strides"] != s["initial"] for s in summary["pooling"])
     for state in summary["pooling"]:
         assert state["kind"] == "DiffStride"
-        assert (state["ramp"], state["norm"]) == ("inner", "forward")
+        assert (state["ramp"], state["norm"]) == ("outer", "forward")
         assert state["smoothness_factor"] == 1.0
         assert not state["shared_stride"]
         cells = (
