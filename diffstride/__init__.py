@@ -1,19 +1,38 @@
 """DiffStride for Keras 3: downsampling whose strides are learned.
 
-Importing this package imports keras and numpy only.
+Names are imported when they are first used, so that the tools (`sweep`,
+`report`) start without keras. The layers need keras and numpy only.
 """
 
-from diffstride.cost import format_cost as format_cost
-from diffstride.cost import model_cost as model_cost
-from diffstride.pooling import DiffStride as DiffStride
-from diffstride.pooling import DiffStride1D as DiffStride1D
-from diffstride.pooling import DiffStride3D as DiffStride3D
-from diffstride.pooling import FixedSpectralPooling as FixedSpectralPooling
-from diffstride.pooling import FixedSpectralPooling1D as FixedSpectralPooling1D
-from diffstride.pooling import FixedSpectralPooling3D as FixedSpectralPooling3D
-from diffstride.pooling import SpatialPooling as SpatialPooling
-from diffstride.pooling import StrideConstraint as StrideConstraint
-from diffstride.regularizers import add_stride_cost as add_stride_cost
-from diffstride.regularizers import stride_cost as stride_cost
-from diffstride.static import freeze as freeze
-from diffstride.static import static_sizes as static_sizes
+import importlib
+from typing import Any
+
+_MODULES = {
+    "add_stride_cost": "budget",
+    "stride_cost": "budget",
+    "format_cost": "cost",
+    "model_cost": "cost",
+    "DiffStride": "pooling",
+    "DiffStride1D": "pooling",
+    "DiffStride3D": "pooling",
+    "FixedSpectralPooling": "pooling",
+    "FixedSpectralPooling1D": "pooling",
+    "FixedSpectralPooling3D": "pooling",
+    "SpatialPooling": "pooling",
+    "StrideConstraint": "pooling",
+    "static_sizes": "static",
+    "freeze": "surgery",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -9,11 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from diffstride.cost import cost_of_calls
+from diffstride.cost import scalars
 from diffstride.errors import NonFiniteLossError
 from diffstride.files import read_rows, replace_file, replace_text
-from diffstride.inspection import pooling_scalars, states_of
-from diffstride.watch import watch
+from diffstride.profiling import profile
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -143,14 +142,13 @@ class EpochRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
-        calls = watch(self.model, self.image_shape)
+        calls = profile(self.model, self.image_shape)
         self.scalars = {
             "learning_rate": float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             ),
             "steps_per_second": self.steps_per_epoch / self._train_seconds,
-            **pooling_scalars(states_of(calls)),
-            **cost_of_calls(self.model, calls).totals(),
+            **scalars(self.model, calls),
         }
         row = {
             "epoch": epoch + 1,

@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from diffstride import spectral
+from diffstride import resampling as spectral
 from diffstride.pooling import BaseSpectralPooling
-from diffstride.text import aligned, human
-from diffstride.watch import Call, path_in, watch
+from diffstride.budget import stride_cost
+from diffstride.formatting import aligned, human
+from diffstride.profiling import Call, path_in, pooling_states, profile
+
+
+# By the number of axes.
+_AXES = {
+    1: ("length",),
+    2: ("height", "width"),
+    3: ("depth", "height", "width"),
+}
 
 
 class LayerCost(NamedTuple):
@@ -87,15 +96,15 @@ def model_cost(model: keras.Model, input_shape: Any = None) -> ModelCost:
         ValueError: if the model is not built, or if it was built for inputs of
             unknown size and no shape is given.
     """
-    return cost_of_calls(model, watch(model, input_shape))
+    return cost_of_calls(model, profile(model, input_shape))
 
 
 def cost_of_calls(model: keras.Model, calls: Sequence[Call]) -> ModelCost:
-    """Likewise, of a model that was watched.
+    """Counts what a model does, from its calls.
 
     Args:
         model: the model.
-        calls: what `watch` returned.
+        calls: what `profile` returned.
 
     Returns:
         A `ModelCost`.
@@ -117,6 +126,32 @@ def cost_of_calls(model: keras.Model, calls: Sequence[Call]) -> ModelCost:
         layers=costs,
         unknown=_unknown(model),
     )
+
+
+def scalars(model: keras.Model, calls: Sequence[Call]) -> dict[str, float]:
+    """Names and values to log for a model at its strides as they are.
+
+    Args:
+        model: the model.
+        calls: what `profile` returned.
+
+    Returns:
+        For each pooling layer its strides and output size; `stride_cost`, J of
+        the learned ones if there are any; `macs` and `activation_bytes`.
+    """
+    values: dict[str, float] = {}
+    states = pooling_states(calls)
+    for state in states:
+        names = _AXES[len(state.strides)]
+        for axis, stride, size in zip(
+            names, state.strides, state.output_size, strict=True
+        ):
+            values[f"stride/{state.name}/{axis}"] = stride
+            values[f"output_size/{state.name}/{axis}"] = size
+    # States have a stride for each axis.
+    if learned := [state.strides for state in states if state.learned]:
+        values["stride_cost"] = float(stride_cost(learned, rank=1))
+    return {**values, **cost_of_calls(model, calls).totals()}
 
 
 def format_cost(cost: ModelCost) -> str:

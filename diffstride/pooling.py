@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from diffstride import spectral
+from diffstride import resampling as spectral
 
 PACKAGE = "diffstride"
 

@@ -16,16 +16,16 @@ from diffstride import callbacks, data, files, resnet
 from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
-from diffstride.inspection import (
+from diffstride.profiling import (
     PoolingState,
     learns_strides,
-    states_of,
+    pooling_states,
+    profile,
     stride_variables,
 )
-from diffstride.regularizers import add_stride_cost
+from diffstride.budget import add_stride_cost
 from diffstride.static import static_sizes
-from diffstride.text import aligned, human
-from diffstride.watch import watch
+from diffstride.formatting import aligned, human
 
 
 def train(
@@ -161,8 +161,8 @@ def train(
     backup.restore(model)
     files.replace_file(root / "model.keras", model.save)
     test = model.evaluate(datasets.test, verbose=0, return_dict=True)
-    calls = watch(model, datasets.image_shape)
-    states = states_of(calls)
+    calls = profile(model, datasets.image_shape)
+    states = pooling_states(calls)
     cost = cost_of_calls(model, calls)
     summary = {
         "test_accuracy": test["accuracy"],

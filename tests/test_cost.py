@@ -15,7 +15,7 @@ from diffstride import (
     model_cost,
 )
 from diffstride.resnet import Resnet, resnet18
-from diffstride.text import human
+from diffstride.formatting import human
 
 
 def chain(*parts, shape):

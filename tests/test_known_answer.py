@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from known_answer import SIZE, SMOOTHNESS, WAVES
 
-from diffstride import spectral
+from diffstride import resampling as spectral
 from diffstride.errors import UserError
 
 

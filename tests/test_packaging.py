@@ -67,7 +67,7 @@ def test_layers_train_where_there_is_no_tensorflow(backend):
         import numpy as np
         import diffstride
         from diffstride.inspection import pooling_states
-        from diffstride.regularizers import stride_cost
+        from diffstride.budget import stride_cost
         from diffstride.resnet import Resnet
 
         x = np.random.default_rng(0).normal(size=(8, 12, 12, 1))

@@ -8,14 +8,14 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import report
-import report_figures
-import report_masks
-import report_strides
+from diffstride.report import figures as report_figures
+from diffstride.report import masks as report_masks
+from diffstride.report import strides as report_strides
 import report_style
-from grid import bindings
+from diffstride.sweep.grid import bindings
 from made_up_runs import STRIDES, failed, grid, record
-from report_data import shown, study
-from report_tables import (
+from diffstride.report.data import shown, study
+from diffstride.report.tables import (
     ablation_table,
     accuracy_table,
     cost_table,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from report import head
-from report_data import study
+from diffstride.report.data import study
 
 from diffstride.runs import read_runs
 

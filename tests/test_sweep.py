@@ -10,7 +10,7 @@ import textwrap
 import time
 
 import gin
-import grid
+from diffstride.sweep import grid
 import processes
 import pytest
 import sweep

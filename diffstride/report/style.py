@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from grid import METHODS  # noqa: E402
+from diffstride.sweep.grid import METHODS  # noqa: E402
 from matplotlib import colors, ticker  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.

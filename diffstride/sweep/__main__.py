@@ -26,8 +26,8 @@ if __name__ == "__main__" and (spec := importlib.util.find_spec("diffstride")):
     # seconds and memory, and nothing here needs it.
     sys.modules["diffstride"] = importlib.util.module_from_spec(spec)
 
-import grid
-from processes import Process, Stopped, locked, noting_signals
+from diffstride.sweep import grid
+from diffstride.sweep.processes import Process, Stopped, locked, noting_signals
 
 from diffstride.errors import UserError, run_reporting_errors
 from diffstride.files import read_rows, replace_text

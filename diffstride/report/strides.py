@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from report_data import (
+from diffstride.report.data import (
     MISSING,
     STRIDES,
     Run,
@@ -15,8 +15,8 @@ from report_data import (
     order,
     short_names,
 )
-from report_masks import sizes_of_inputs
-from report_style import (
+from diffstride.report.masks import sizes_of_inputs
+from diffstride.report.style import (
     BAR,
     SERIES,
     headline,

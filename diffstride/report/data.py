@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from grid import METHODS, bindings
+from diffstride.sweep.grid import METHODS, bindings
 
 from diffstride.errors import UserError
 

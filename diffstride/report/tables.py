@@ -4,7 +4,7 @@ import collections
 import statistics
 from typing import Any
 
-from report_data import (
+from diffstride.report.data import (
     LAMBDA,
     MISSING,
     STRIDES,
@@ -21,7 +21,7 @@ from report_data import (
     pooled_deviation,
 )
 
-from diffstride.text import markdown
+from diffstride.formatting import markdown
 
 
 def accuracy_table(study: Study) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from grid import bindings  # noqa: E402
-from report_data import LAMBDA, STRIDES, Study, axis_label, shown, study  # noqa: E402
-from report_tables import (  # noqa: E402
+from diffstride.sweep.grid import bindings  # noqa: E402
+from diffstride.report.data import LAMBDA, STRIDES, Study, axis_label, shown, study  # noqa: E402
+from diffstride.report.tables import (  # noqa: E402
     ablation_table,
     accuracy_table,
     cost_table,
@@ -77,7 +77,7 @@ def write(
             matplotlib.
     """
     try:
-        import report_figures
+        from diffstride.report import figures as report_figures
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

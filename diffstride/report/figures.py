@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import report_masks
-import report_strides
-from report_data import (
+from diffstride.report import masks as report_masks
+from diffstride.report import strides as report_strides
+from diffstride.report.data import (
     LAMBDA,
     STRIDES,
     Row,
@@ -21,7 +21,7 @@ from report_data import (
     method_label,
     order,
 )
-from report_style import (
+from diffstride.report.style import (
     START,
     Label,
     headline,

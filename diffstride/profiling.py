@@ -2,11 +2,20 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
+
+from diffstride.pooling import (
+    BaseDiffStride,
+    BaseFixedSpectralPooling,
+    SpatialPooling,
+)
+
+_KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
 
 
 class Call(NamedTuple):
@@ -27,8 +36,8 @@ class Call(NamedTuple):
     output_bytes: int
 
 
-def watch(model: keras.Model, input_shape: Any = None) -> list[Call]:
-    """Runs one blank example through a model and watches its leaf layers.
+def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
+    """Runs one blank example through a model and records the calls of its leaf layers.
 
     These are the layers without layers of their own. What a model computes
     outside of them is not seen.
@@ -58,16 +67,16 @@ def watch(model: keras.Model, input_shape: Any = None) -> list[Call]:
     )
     calls: list[Call] = []
 
-    def watched(layer: keras.layers.Layer) -> Callable:
+    def profiled(layer: keras.layers.Layer) -> Callable:
         call = layer.call
 
-        def watching(*args: Any, **kwargs: Any) -> Any:
+        def profiling(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
             name = path_in(model, layer)
             calls.append(_record(layer, name, (args, kwargs), outputs))
             return outputs
 
-        return watching
+        return profiling
 
     leaves = [
         layer
@@ -75,7 +84,7 @@ def watch(model: keras.Model, input_shape: Any = None) -> list[Call]:
         if not layer._layers
     ]
     for layer in leaves:
-        layer.call = watched(layer)
+        layer.call = profiled(layer)
     try:
         model(blank, training=False)
     finally:
@@ -88,6 +97,100 @@ def path_in(model: keras.Model, layer: keras.layers.Layer) -> str:
     """Returns the path of a layer inside of a model."""
     # A layer that nobody ever built has no path.
     return (layer.path or layer.name).removeprefix(f"{model.name}/")
+
+
+class PoolingState(NamedTuple):
+    """A pooling layer at work.
+
+    Attributes:
+        name: path of the layer inside of the model.
+        initial: strides it was built with, one for each axis.
+        strides: strides it has now.
+        input_size: size of the map it receives, likewise.
+        output_size: size of the map it returns.
+        learned: whether its strides are trainable.
+        kind: name of its class.
+        ramp: where its mask falls off; `None` where there is no such choice.
+        smoothness_factor: width of that ramp, likewise.
+        norm: scaling of its transforms, likewise.
+        shared_stride: whether one number serves as stride of all axes.
+    """
+
+    name: str
+    initial: tuple[float, ...]
+    strides: tuple[float, ...]
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    learned: bool
+    kind: str
+    ramp: str | None
+    smoothness_factor: float | None
+    norm: str | None
+    shared_stride: bool
+
+
+def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the pooling layers of a model that are ours, each once."""
+    return [
+        layer for layer in model._flatten_layers() if isinstance(layer, _KINDS)
+    ]
+
+
+def stride_variables(model: keras.Model) -> list[Any]:
+    """Returns the stride variables of a model's pooling layers."""
+    return [
+        layer.stride_weights
+        for layer in pooling_layers(model)
+        if isinstance(layer, (BaseDiffStride, BaseFixedSpectralPooling))
+    ]
+
+
+def learns_strides(model: keras.Model) -> bool:
+    """Whether a model has DiffStride layers that are not frozen."""
+    return any(
+        isinstance(layer, BaseDiffStride) and not layer.frozen
+        for layer in pooling_layers(model)
+    )
+
+
+def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
+    """Returns the state of each pooling layer, at its first call.
+
+    Args:
+        calls: what `profile` returns.
+
+    Returns:
+        The states, in the order in which the layers are first reached, which
+        is that of depth.
+    """
+    first: dict[int, Call] = {}
+    for call in calls:
+        if isinstance(call.layer, _KINDS):
+            first.setdefault(id(call.layer), call)
+    return [_state(call) for call in first.values()]
+
+
+def _state(call: Call) -> PoolingState:
+    layer = call.layer
+    first = 1 if layer.data_format == "channels_last" else 2
+    axes = slice(first, first + len(layer.strides))
+    weights = getattr(layer, "stride_weights", layer.strides)
+    strides = np.broadcast_to(
+        ops.convert_to_numpy(weights), (len(layer.strides),)
+    )
+    return PoolingState(
+        name=call.name,
+        initial=tuple(float(s) for s in layer.strides),
+        strides=tuple(strides.tolist()),
+        input_size=call.input_shape[axes],
+        output_size=call.output_shape[axes],
+        learned=isinstance(layer, BaseDiffStride) and not layer.frozen,
+        kind=type(layer).__name__,
+        ramp=getattr(layer, "ramp", None),
+        smoothness_factor=getattr(layer, "smoothness_factor", None),
+        norm=getattr(layer, "norm", None),
+        shared_stride=getattr(layer, "shared_stride", False),
+    )
 
 
 def _known_shape(model: keras.Model) -> Any:

@@ -24,7 +24,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from diffstride import DiffStride, FixedSpectralPooling  # noqa: E402
-from diffstride.inspection import pooling_states  # noqa: E402
+from diffstride.profiling import pooling_states, profile  # noqa: E402
 from diffstride.resnet import resnet18  # noqa: E402
 
 POOLINGS = {
@@ -120,7 +120,7 @@ def fit(name: str, train: tuple, test: tuple, arguments: argparse.Namespace):
         verbose=0,
         callbacks=[timer],
     ).history
-    states = pooling_states(model, train[0].shape[1:])
+    states = pooling_states(profile(model, train[0].shape[1:]))
     return {
         "pooling": name,
         "strides": arguments.strides,

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from report_data import Run, short_names
-from report_style import SERIES, START, headline
+from diffstride.report.data import Run, short_names
+from diffstride.report.style import SERIES, START, headline
 
-from diffstride import DiffStride, spectral
+from diffstride import DiffStride
+from diffstride import resampling as spectral
 
 
 class _Mask(NamedTuple):

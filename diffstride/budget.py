@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from diffstride.pooling import BaseDiffStride
-from diffstride.watch import watch
+from diffstride.profiling import profile
 
 
 def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
@@ -79,7 +79,7 @@ def add_stride_cost(
         raise ValueError(
             f"`weight` must be finite and >= 0. Received: weight={weight}"
         )
-    reached = {id(call.layer): call.layer for call in watch(model, input_shape)}
+    reached = {id(call.layer): call.layer for call in profile(model, input_shape)}
     layers = [
         layer
         for layer in reached.values()

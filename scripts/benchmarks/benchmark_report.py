@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from diffstride.text import markdown
+from diffstride.formatting import markdown
 
 # Contenders: the forms of the imaginary part, and the least a network takes.
 FORMS = ("outer, imaginary part low rank", "outer, imaginary part whole")

@@ -30,13 +30,12 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from diffstride import DiffStride, add_stride_cost  # noqa: E402
-from diffstride.cost import cost_of_calls  # noqa: E402
+from diffstride.cost import cost_of_calls, scalars  # noqa: E402
 from diffstride.environment import environment  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 from diffstride.files import read_rows, replace_text  # noqa: E402
-from diffstride.inspection import pooling_scalars, states_of  # noqa: E402
-from diffstride.spectral import RAMPS  # noqa: E402
-from diffstride.watch import watch  # noqa: E402
+from diffstride.resampling import RAMPS  # noqa: E402
+from diffstride.profiling import pooling_states, profile  # noqa: E402
 
 SIZE = 32
 WAVES = 8
@@ -183,9 +182,9 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def note(epoch: int, logs: dict[str, float]) -> None:
-        scalars = pooling_scalars(states_of(watch(model)))
+        values = scalars(model, profile(model))
         step = 100 * (epoch + 1)
-        rows.append({"epoch": epoch + 1, "step": step, **logs, **scalars})
+        rows.append({"epoch": epoch + 1, "step": step, **logs, **values})
 
     begin = time.perf_counter()
     model.fit(
@@ -198,7 +197,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - begin
     loss, accuracy = model.evaluate(*test, verbose=0)
-    calls = watch(model)
+    calls = profile(model)
     return {
         "name": name,
         "settings": settings,
@@ -220,7 +219,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
                     **state._asdict(),
                     "expected": expected_strides(settings["method"]),
                 }
-                for state in states_of(calls)
+                for state in pooling_states(calls)
             ],
         },
         "epochs": rows,
