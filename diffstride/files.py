@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from diffstride.errors import ConfigError
+from diffstride.errors import UserError
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -34,13 +34,13 @@ def make_folder(path: str | os.PathLike, setting: str) -> pathlib.Path:
         The folder.
 
     Raises:
-        ConfigError: if it cannot be made.
+        UserError: if it cannot be made.
     """
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise UserError(
             f"{setting} must be a folder that can be made. Received: {path} "
             f"({error})"
         ) from error
@@ -64,7 +64,7 @@ def replace_file(
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-    """Likewise, for a file of text.
+    """Writes a file of text in one step, as `replace_file` does.
 
     Args:
         path: the file to replace.

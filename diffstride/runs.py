@@ -83,7 +83,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     if not records:
         raise UserError(
             "Expected the workdir of a run, a folder of workdirs, or a .jsonl "
-            f"file that scripts/sweep.py wrote. Received: {path}"
+            f"file that `diffstride.sweep` wrote. Received: {path}"
         )
     return records
 

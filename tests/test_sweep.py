@@ -10,21 +10,33 @@ import textwrap
 import time
 
 import gin
-from diffstride.sweep import grid
-import processes
 import pytest
-import sweep
 
-from diffstride import config
+from diffstride import DiffStride, config, settings
 from diffstride.errors import UserError
 from diffstride.runs import read_run, read_runs
+from diffstride.sweep import grid, processes, runner
+from diffstride.sweep.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "scripts" / "sweep.py"
 
 
 def plan(*texts):
     return grid.plan(grid.load(texts).products)
+
+
+class TestSettings:
+    def test_prefixes_that_reach_some_methods_begin_a_parameter(self):
+        names = [n for names in settings.PARAMETERS.values() for n in names]
+        for beginning, methods in settings._REACH.items():
+            assert any(name.startswith(beginning) for name in names), beginning
+            assert set(methods) <= set(settings.METHODS)
+
+    def test_ramps_are_those_of_the_layer(self):
+        for ramp in settings.RAMPS:
+            DiffStride(ramp=ramp)
+        with pytest.raises(ValueError, match=", ".join(settings.RAMPS[:2])):
+            DiffStride(ramp="none")
 
 
 class TestPlan:
@@ -99,6 +111,7 @@ class TestPlan:
         ]
 
     def test_bindings_are_those_that_the_config_knows(self):
+        """A parameter that is renamed there is renamed in `settings`, too."""
         runs = plan(
             "method=strided|spectral|outer|inner|straight_through",
             "strides=1,1,2,2",
@@ -112,6 +125,8 @@ class TestPlan:
             "data.load_datasets.augment_fn=@data.pad_crop_flip",
         )
         assert len(runs) == 2 + 3 * 2
+        names = {b.partition(" = ")[0] for run in runs for b in run.bindings}
+        assert names.issuperset(*settings.PARAMETERS.values())
         for run in runs:
             try:
                 config.load(["digits.gin"], run.bindings)
@@ -226,7 +241,7 @@ NAMES = [f"{m}_seed-{s}" for s in (0, 1) for m in ("strided", "outer")]
 def trainer(tmp_path, monkeypatch):
     """`trainer(behaviour)` sets what runs do from then on, in `tmp_path`."""
     script = tmp_path / "trainer.py"
-    real = sweep.command
+    real = runner.Sweep.command
 
     def fake(sweep, run):
         head, tail = real(sweep, run)[:3], real(sweep, run)[3:]
@@ -237,7 +252,8 @@ def trainer(tmp_path, monkeypatch):
         text = FAKE.format(behaviour=textwrap.dedent(behaviour))
         script.write_text(text)
 
-    monkeypatch.setattr(sweep, "command", fake)
+    monkeypatch.setattr(runner.Sweep, "command", fake)
+    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     set_behaviour()
     return set_behaviour
@@ -245,7 +261,7 @@ def trainer(tmp_path, monkeypatch):
 
 def arguments(*more):
     return [
-        str(SCRIPT),
+        "sweep",
         "--gin_config=digits.gin",
         "--workdir=runs",
         "--output=out/table.jsonl",
@@ -267,7 +283,7 @@ def table():
 
 class TestSweep:
     def test_runs_and_their_records(self, trainer, capsys):
-        assert sweep.main(arguments("--gin_bindings=a.b = 1")) == 0
+        assert main(arguments("--gin_bindings=a.b = 1")) == 0
         assert started() == NAMES
         records = table()
         assert [record["name"] for record in records] == NAMES
@@ -295,30 +311,30 @@ class TestSweep:
         assert read_runs(["runs/outer_seed-0"]) == [records[1]]
 
     def test_finished_runs_are_skipped(self, trainer, monkeypatch):
-        assert sweep.main(arguments("--grid=norm=ortho")) == 0
+        assert main(arguments("--grid=norm=ortho")) == 0
         before = table()
         pathlib.Path("out/table.jsonl").unlink()
         trainer("sys.exit('started')")
-        assert sweep.main(arguments("--grid=norm=ortho")) == 0
+        assert main(arguments("--grid=norm=ortho")) == 0
         assert table() == before
         # A grid that has grown makes what is new.
         trainer()
-        sweep.main(arguments("--grid=norm=ortho|forward"))
+        main(arguments("--grid=norm=ortho|forward"))
         assert len(started()) == 6
         assert len(table()) == 6
 
     def test_other_settings_in_a_folder_are_refused(self, trainer):
-        sweep.main(arguments())
+        main(arguments())
         for more in (
             ["--gin_bindings=train.num_epochs = 3"],
             ["--gin_config=cifar10.gin"],
         ):
             with pytest.raises(UserError, match="runs/strided_seed-0 holds a"):
-                sweep.main(arguments(*more))
+                main(arguments(*more))
         path = pathlib.Path("runs/strided_seed-0/run.json")
         path.unlink()  # As if diffstride.main had been called by hand.
         with pytest.raises(UserError, match="runs/strided_seed-0 holds a"):
-            sweep.main(arguments())
+            main(arguments())
 
     def test_a_failed_run_is_recorded_and_the_rest_go_on(self, trainer, capsys):
         trainer(
@@ -337,7 +353,7 @@ class TestSweep:
                 os.kill(os.getpid(), signal.SIGKILL)
             """
         )
-        assert sweep.main(arguments()) == 1
+        assert main(arguments()) == 1
         assert started() == NAMES
         errors = [
             None,
@@ -352,11 +368,11 @@ class TestSweep:
         assert "  outer_seed-0: Loss is nan at step 2. (runs/outer" in out
         # They are tried again, what is finished is not.
         trainer("if name == 'outer_seed-1': sys.exit(0)")
-        assert sweep.main(arguments()) == 1
+        assert main(arguments()) == 1
         errors = [None, None, None, "It left no summary.json"]
         assert [record["error"] for record in table()] == errors
         trainer()
-        assert sweep.main(arguments()) == 0
+        assert main(arguments()) == 0
         assert [record["error"] for record in table()] == [None] * 4
         assert started() == [*NAMES, *NAMES[1:], NAMES[3]]
 
@@ -371,7 +387,7 @@ class TestSweep:
                 time.sleep(60)
             """
         )
-        assert sweep.main(arguments("--grid=strides=1,2", "--grid=norm=ortho"))
+        assert main(arguments("--grid=strides=1,2", "--grid=norm=ortho"))
         errors = [record["error"] for record in table()]
         assert errors[0] is errors[2] is None
         for error in errors[1], errors[3]:
@@ -385,12 +401,12 @@ class TestSweep:
         ):
             (run,) = plan(text)
             said = "\n".join(config.unused(run.bindings, operative_text=""))
-            error = sweep._without_effect(run, said)
+            error = runner.without_effect(run, said)
             assert error.startswith(f"{axes} has no") if axes else error is None
         # The layer that it is meant for is there.
         (run,) = plan("norm=ortho")
         said = config.unused(run.bindings, "DiffStride.norm = 'ortho'")
-        assert sweep._without_effect(run, "\n".join(said)) is None
+        assert runner.without_effect(run, "\n".join(said)) is None
 
     def test_several_at_once_share_the_cores(self, trainer, monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
@@ -404,19 +420,19 @@ class TestSweep:
             assert cores == ["4", "4"], cores
             """
         )
-        assert sweep.main(arguments("--jobs=2")) == 0
+        assert main(arguments("--jobs=2")) == 0
         assert [record["jobs"] for record in table()] == [2] * 4
 
     def test_a_dry_run_tells_and_writes_nothing(self, trainer, capsys):
-        assert sweep.main(arguments("--dry_run")) == 0
+        assert main(arguments("--dry_run")) == 0
         assert not pathlib.Path("runs").exists()
         assert not pathlib.Path("out").exists()
         trainer("if name == 'outer_seed-0': sys.exit('no')")
-        sweep.main(arguments())
+        main(arguments())
         pathlib.Path("runs/strided_seed-1/summary.json").unlink()
         capsys.readouterr()
         before = {p: p.stat().st_mtime_ns for p in pathlib.Path().rglob("*")}
-        assert sweep.main(arguments("--dry_run")) == 0
+        assert main(arguments("--dry_run")) == 0
         assert capsys.readouterr().out.splitlines() == [
             "   1  finished  strided_seed-0",
             "   2  failed    outer_seed-0",
@@ -433,7 +449,7 @@ class TestSweep:
         text = path.read_text()
         text = text.replace("90.0", "{'strided': 60, 'outer': 600}[method]")
         path.write_text(text)
-        sweep.main(arguments("--grid=strides=1,2|1,3"))
+        main(arguments("--grid=strides=1,2|1,3"))
         left = [
             line.partition("about ")[2]
             for line in capsys.readouterr().out.splitlines()
@@ -454,7 +470,7 @@ class TestSweep:
     def test_runs_end_when_the_sweep_is_stopped(self, trainer, capsys):
         trainer("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
         before = signal.getsignal(signal.SIGTERM)
-        assert sweep.main(arguments("--jobs=2")) == 128 + signal.SIGTERM
+        assert main(arguments("--jobs=2")) == 128 + signal.SIGTERM
         assert "Stopped." in capsys.readouterr().err
         assert signal.getsignal(signal.SIGTERM) == before
         with processes.locked(pathlib.Path("runs")):
@@ -463,14 +479,14 @@ class TestSweep:
                 with pytest.raises(ProcessLookupError):
                     os.kill(int(pid), 0)
         trainer()
-        assert sweep.main(arguments()) == 0
+        assert main(arguments()) == 0
         assert [record["error"] for record in table()] == [None] * 4
 
     def test_two_sweeps_in_a_folder(self, trainer, monkeypatch):
         monkeypatch.setattr(processes, "_LOCK_SECONDS", 0)
         with processes.locked(pathlib.Path("runs")):
             with pytest.raises(UserError, match="at work in runs; wait until"):
-                sweep.main(arguments())
+                main(arguments())
         assert started() == []
 
     def test_what_is_left_of_a_sweep_keeps_others_out(self, tmp_path):
@@ -494,7 +510,14 @@ class TestSweep:
             pass
 
     @pytest.mark.parametrize(
-        "content", ['{"name": "strided_seed-7"}\n', "# Notes\n", "[1]\n"]
+        "content",
+        [
+            '{"name": "strided_seed-7"}\n',
+            "# Notes\n",
+            "[1]\n",
+            "precious",  # Without a line's end, which makes no record.
+            '{"name": "strided_seed-0"}',
+        ],
     )
     def test_an_output_with_other_content_is_left_alone(self, content, trainer):
         trainer()
@@ -502,32 +525,31 @@ class TestSweep:
         output.write_text(content)
         message = "runs.jsonl,? (which )?holds (1 runs .* in runs, such|some)"
         with pytest.raises(UserError, match=message):
-            sweep.main(arguments(f"--output={output}"))
+            main(arguments(f"--output={output}"))
         assert output.read_text() == content
         assert started() == []
 
     @pytest.mark.parametrize("more", [["--jobs=0"], ["--gin_config="]])
     def test_bad_flags(self, more, trainer):
         with pytest.raises(UserError, match="Received: 0|is required"):
-            sweep.main(arguments(*more))
+            main(arguments(*more))
 
 
-# Runs the script as a person does, with another Python in the place of ours.
+# Runs the tool as a person does, with another Python in the place of ours.
 DRIVER = """
 import runpy, sys
 sys.executable, *sys.argv = sys.argv[1:]
-sys.path.insert(0, {folder!r})
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module("diffstride.sweep", run_name="__main__", alter_sys=True)
 finally:
-    assert "keras" not in sys.modules and "tensorflow" not in sys.modules
+    heavy = {"keras", "numpy", "pandas", "tensorflow", "gin"}
+    assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)
 """
 
 
 def start_sweep(*more, python=sys.executable):
-    driver = DRIVER.format(folder=str(SCRIPT.parent))
     return subprocess.Popen(
-        [sys.executable, "-c", driver, str(python), *arguments(*more)],
+        [sys.executable, "-c", DRIVER, str(python), *arguments(*more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,1 @@
+"""Sweeps: training with every combination of settings."""

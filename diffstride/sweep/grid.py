@@ -1,6 +1,6 @@
 """What a sweep is to run: grids of settings, and the gin bindings they mean.
 
-An axis is one of `AXES`, or a gin parameter by its full name.
+An axis is one of `settings.AXES`, or a gin parameter by its full name.
 """
 
 import itertools
@@ -13,37 +13,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from diffstride.errors import UserError
+from diffstride.settings import (
+    AXES,
+    METHODS,
+    PARAMETERS,
+    STRIDES,
+    bindings,
+    parameters,
+)
 
 Value = str | int | float | bool
 Settings = dict[str, Value]
-
-_POOLING = "resnet.Resnet.pooling_cls"
-_RAMPS = ("outer", "inner", "straight_through")
-METHODS = {
-    "strided": [f"{_POOLING} = None"],
-    "spectral": [f"{_POOLING} = @pooling.FixedSpectralPooling"],
-} | {
-    ramp: [
-        f"{_POOLING} = @pooling.DiffStride",
-        f"pooling.DiffStride.ramp = '{ramp}'",
-    ]
-    for ramp in _RAMPS
-}
-_PARAMETERS = {
-    "strides": ["resnet.Resnet.strides"],
-    "smoothness": ["pooling.DiffStride.smoothness_factor"],
-    "norm": ["pooling.DiffStride.norm", "pooling.FixedSpectralPooling.norm"],
-    "lambda": ["train.train.stride_cost_weight"],
-    "shared": ["pooling.DiffStride.shared_stride"],
-    "stride_lr": ["pooling.DiffStride.stride_lr_multiplier"],
-}
-# Which methods a parameter reaches, by how its name begins; all, if not here.
-_REACH = {
-    "pooling.DiffStride.": _RAMPS,
-    "pooling.FixedSpectralPooling.": ("spectral",),
-    "train.train.stride_cost_weight": _RAMPS,
-}
-AXES = ("method", *_PARAMETERS, "seed")
 
 
 class Grid(NamedTuple):
@@ -139,45 +119,6 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
     return list(runs.values())
 
 
-def parameters(settings: Settings, axis: str) -> list[str]:
-    """Lists the gin parameters that an axis sets, if the method has them.
-
-    Args:
-        settings: those of a run.
-        axis: one of its axes.
-
-    Returns:
-        Full names; none for the method and the seed, which are set otherwise.
-    """
-    if axis in ("method", "seed"):
-        return []
-    method = settings.get("method")
-
-    def reaches(parameter: str) -> bool:
-        for beginning, methods in _REACH.items():
-            if parameter.startswith(beginning):
-                return method is None or method in methods
-        return True
-
-    return [p for p in _PARAMETERS.get(axis, [axis]) if reaches(p)]
-
-
-def bindings(settings: Settings) -> list[str]:
-    """Lists the gin bindings that settings mean.
-
-    Args:
-        settings: those of a run.
-
-    Returns:
-        Bindings, as in `Run`.
-    """
-    lines = list(METHODS.get(settings.get("method"), []))
-    for axis, value in settings.items():
-        for parameter in parameters(settings, axis):
-            lines.append(f"{parameter} = {_gin(value)}")
-    return lines
-
-
 def _load_file(path: pathlib.Path) -> Grid:
     try:
         content = tomllib.loads(path.read_text())
@@ -247,7 +188,7 @@ def _number(text: str) -> Value:
 def _value(axis: str, value: Any) -> Value:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if axis == "strides":
+    if axis == STRIDES:
         items = value if isinstance(value, list) else str(value).split(",")
         return ",".join(str(_value("", item)).strip() for item in items)
     return value if isinstance(value, Value) else str(value)
@@ -255,7 +196,7 @@ def _value(axis: str, value: Any) -> Value:
 
 def _effective(settings: Settings) -> Settings:
     """Settings that reach the method, in an order of their own."""
-    first = ("method", *_PARAMETERS)
+    first = ("method", *PARAMETERS)
     dotted = sorted(axis for axis in settings if axis not in AXES)
     return {
         axis: settings[axis]
@@ -263,14 +204,6 @@ def _effective(settings: Settings) -> Settings:
         if axis in settings
         and (axis in ("method", "seed") or parameters(settings, axis))
     }
-
-
-def _gin(value: Value) -> str:
-    """A value as gin writes it; text that looks like gin is left as it is."""
-    looks_like_gin = isinstance(value, str) and (
-        value == "None" or value[0] in "@%[({'\""
-    )
-    return value if looks_like_gin else repr(value)
 
 
 def _name(settings: Settings) -> str:

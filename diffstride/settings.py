@@ -1,0 +1,85 @@
+"""What a sweep varies, and the gin parameters that this sets.
+
+The names here are those that `config` registers: a parameter that is renamed
+there is renamed here. Imports no framework.
+"""
+
+from typing import Any
+
+RAMPS = ("outer", "inner", "straight_through")
+STRIDES = "strides"
+LAMBDA = "lambda"
+
+_POOLING = "resnet.Resnet.pooling_cls"
+METHODS = {
+    "strided": [f"{_POOLING} = None"],
+    "spectral": [f"{_POOLING} = @pooling.FixedSpectralPooling"],
+} | {
+    ramp: [
+        f"{_POOLING} = @pooling.DiffStride",
+        f"pooling.DiffStride.ramp = '{ramp}'",
+    ]
+    for ramp in RAMPS
+}
+# The short names of settings, and the parameters that each of them sets.
+PARAMETERS = {
+    STRIDES: ["resnet.Resnet.strides"],
+    "smoothness": ["pooling.DiffStride.smoothness_factor"],
+    "norm": ["pooling.DiffStride.norm", "pooling.FixedSpectralPooling.norm"],
+    LAMBDA: ["train.train.stride_cost_weight"],
+    "shared": ["pooling.DiffStride.shared_stride"],
+    "stride_lr": ["pooling.DiffStride.stride_lr_multiplier"],
+}
+# Which methods a parameter reaches, by how its name begins; all, if not here.
+_REACH = {
+    "pooling.DiffStride.": RAMPS,
+    "pooling.FixedSpectralPooling.": ("spectral",),
+    "train.train.stride_cost_weight": RAMPS,
+}
+AXES = ("method", *PARAMETERS, "seed")
+
+
+def parameters(settings: dict[str, Any], axis: str) -> list[str]:
+    """Lists the gin parameters that an axis sets, if the method has them.
+
+    Args:
+        settings: those of a run, axis -> value.
+        axis: one of `AXES`, or a gin parameter.
+
+    Returns:
+        Full names; none for the method and the seed, which are set otherwise.
+    """
+    if axis in ("method", "seed"):
+        return []
+    method = settings.get("method")
+    unreached = tuple(
+        beginning
+        for beginning, methods in _REACH.items()
+        if method is not None and method not in methods
+    )
+    names = PARAMETERS.get(axis, [axis])
+    return [name for name in names if not name.startswith(unreached)]
+
+
+def bindings(settings: dict[str, Any]) -> list[str]:
+    """Lists the gin bindings that the settings of a run mean.
+
+    Args:
+        settings: axis -> value.
+
+    Returns:
+        Bindings, such as `"resnet.Resnet.strides = '1,1,2,2'"`.
+    """
+    lines = list(METHODS.get(settings.get("method"), []))
+    for axis, value in settings.items():
+        for parameter in parameters(settings, axis):
+            lines.append(f"{parameter} = {_as_gin(value)}")
+    return lines
+
+
+def _as_gin(value: Any) -> str:
+    """A value as gin writes it; text that looks like gin is left as it is."""
+    looks_like_gin = isinstance(value, str) and (
+        value == "None" or value[0] in "@%[({'\""
+    )
+    return value if looks_like_gin else repr(value)
