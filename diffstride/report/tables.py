@@ -1,27 +1,25 @@
 """The tables of a report, in Markdown."""
 
-import collections
+import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from diffstride.report.data import (
+import pandas as pd
+
+from diffstride.formatting import markdown
+from diffstride.report.study import (
     LAMBDA,
     MISSING,
     STRIDES,
-    Row,
-    Run,
     Study,
     axis_label,
-    deviation,
-    epoch_seconds,
     global_factor,
-    mean,
+    grouped,
     method_label,
     order,
     pooled_deviation,
 )
-
-from diffstride.formatting import markdown
 
 
 def accuracy_table(study: Study) -> str:
@@ -37,22 +35,22 @@ def accuracy_table(study: Study) -> str:
     header = [*map(axis_label, study.axes), *map(method_label, study.methods)]
     table = []
     uneven = False
-    for context, rows in study.starts().items():
-        for row in rows:
-            cells = [study.cell(method, row) for method in study.methods]
-            table.append([*map(str, row), *_accuracies(cells)])
-        present = [
-            m for m in study.methods if any(study.cell(m, r) for r in rows)
-        ]
-        shared = [r for r in rows if all(study.cell(m, r) for m in present)]
-        uneven |= 1 < len(shared) < len(rows)
+    for context, cells in grouped(study.cells, study.others(STRIDES)):
+        accuracies = cells.groupby([*study.axes, "method"], observed=True)
+        means = accuracies["accuracy"].mean().unstack()
+        means = means.reindex(columns=study.methods)
+        texts = accuracies["accuracy"].apply(_accuracy).unstack()
+        texts = texts.reindex(columns=study.methods).fillna(MISSING)
+        for row in means.index:
+            values = row if isinstance(row, tuple) else (row,)
+            best = _bold_best(texts.loc[row], means.loc[row])
+            table.append([*map(str, values), *best])
+        shared = means.dropna(axis="columns", how="all").dropna().index
+        uneven |= 1 < len(shared) < len(means)
         # Methods that lack a row get no mean where too few are shared.
-        table += _over_strides(
-            study, context, shared if len(shared) > 1 else rows
-        )
-    parts = [markdown(header or [""], table)]
-    if not study.axes:
-        parts = [markdown(["", *header], [["all runs", *row] for row in table])]
+        compared = means.loc[shared] if len(shared) > 1 else means
+        table += _over_strides(context, compared)
+    parts = [markdown(header, table)]
     if uneven:
         parts.append(
             "Mean and spread over strides are over those initial strides that "
@@ -78,20 +76,19 @@ def cost_table(study: Study) -> str:
         *("method", "accuracy, %", "MACs, M", "activations, MB"),
         *("s / epoch", "strides at the end", "output sizes at the end"),
     ]
-    table = []
-    for row in study.rows:
-        for method in study.methods:
-            if runs := study.cell(method, row):
-                table.append(
-                    [
-                        *map(str, row),
-                        method_label(method),
-                        accuracy_text(runs),
-                        *_costs(runs),
-                        _at_the_end(runs, "strides", "{:.2f}"),
-                        _at_the_end(runs, "output_size", "{:.3g}"),
-                    ]
-                )
+    table = [
+        [
+            *map(str, values),
+            method_label(method),
+            _accuracy(runs["accuracy"]),
+            *_costs(runs),
+            _at_the_end(runs, "strides", "{:.2f}"),
+            _at_the_end(runs, "output_size", "{:.3g}"),
+        ]
+        for (*values, method), runs in grouped(
+            study.cells, [*study.axes, "method"]
+        )
+    ]
     return markdown(header, table)
 
 
@@ -99,31 +96,39 @@ def frontier_table(study: Study) -> str | None:
     """What the regulariser's weight buys, or `None` if it does not vary."""
     if LAMBDA not in study.axes:
         return None
-    others = [axis for axis in study.axes if axis != LAMBDA]
+    others = study.others(LAMBDA)
     header = ["method", *map(axis_label, others), LAMBDA]
     header += ["accuracy, %", "MACs, M", "activations, MB", "s / epoch"]
     header += ["stride cost J", "product of strides"]
+    cells = study.cells.copy()
+    weights = cells[LAMBDA]
+    if MISSING not in weights.cat.categories:
+        weights = weights.cat.add_categories([MISSING])
+    # A method that knows no lambda has one row for all of them.
+    cells[LAMBDA] = weights.where(
+        cells["method"].isin(study.given(LAMBDA)), MISSING
+    )
+    columns = ["method", *others, LAMBDA]
+    cells = cells.drop_duplicates([*columns, "place"]).sort_values(
+        [*columns, "place"]
+    )
     table = []
-    for method in study.methods:
-        knows = method in study.given(LAMBDA)
-        rows: dict[Row, Row] = {}
-        for row in study.rows:
-            weight = study.value(row, LAMBDA) if knows else MISSING
-            rows.setdefault((*study.context(row, LAMBDA), weight), row)
-        for values in sorted(
-            rows, key=lambda v: [*map(order, [*others, LAMBDA], v)]
-        ):
-            if runs := study.cell(method, rows[values]):
-                table.append(
-                    [
-                        method_label(method),
-                        *map(str, values),
-                        accuracy_text(runs),
-                        *_costs(runs),
-                        _number(mean(map(_stride_cost, runs)), 3),
-                        _number(mean(map(_factor, runs)), 1),
-                    ]
-                )
+    for (method, *values), runs in grouped(cells, columns):
+        costs = [_last(rows).get("stride_cost") for rows in runs["rows"]]
+        factors = [
+            global_factor(layers, "strides") if layers else None
+            for layers in runs["layers"]
+        ]
+        table.append(
+            [
+                method_label(method),
+                *map(str, values),
+                _accuracy(runs["accuracy"]),
+                *_costs(runs),
+                _mean(costs, 3),
+                _mean(factors, 1),
+            ]
+        )
     return markdown(header, table)
 
 
@@ -146,10 +151,10 @@ def ablation_table(study: Study, axis: str) -> str | None:
         {value for cells in columns.values() for value in cells},
         key=lambda value: order(axis, value),
     )
-    texts = [
-        _pooled_accuracies([cells.get(value, []) for value in values])
-        for cells in columns.values()
-    ]
+    texts = []
+    for cells in columns.values():
+        pooled = [_pooled(cells.get(value, [])) for value in values]
+        texts.append(_bold_best(*zip(*pooled, strict=True)))
     rows = zip(map(str, values), *texts, strict=True)
     return markdown([axis_label(axis), *map(method_label, columns)], rows)
 
@@ -160,20 +165,18 @@ def expected_table(study: Study) -> str | None:
     for axis in ("height", "width"):
         header += [f"{axis}: expected", "learned"]
     table = []
-    for row in study.rows:
-        for method in study.methods:
-            runs = study.cell(method, row)
-            layers = [layer for run in runs for layer in run.learned]
-            if not layers or any("expected" not in each for each in layers):
-                continue
-            cells = []
-            for axis, (low, high) in enumerate(layers[0]["expected"]):
-                learned = [layer["strides"][axis] for layer in layers]
-                cells.append(f"{low:.2f}" + f" to {high:.2f}" * (high > low))
-                cells.append(
-                    _averaged(mean(learned), deviation(learned), len(learned))
-                )
-            table.append([*map(str, row), method_label(method), *cells])
+    for (*values, method), runs in grouped(
+        study.cells, [*study.axes, "method"]
+    ):
+        layers = [layer for layers in runs["learned"] for layer in layers]
+        if not layers or any("expected" not in each for each in layers):
+            continue
+        cells = []
+        for axis, (low, high) in enumerate(layers[0]["expected"]):
+            learned = pd.Series([layer["strides"][axis] for layer in layers])
+            cells.append(f"{low:.2f}" + f" to {high:.2f}" * (high > low))
+            cells.append(_accuracy(learned))
+        table.append([*map(str, values), method_label(method), *cells])
     return markdown(header, table) if table else None
 
 
@@ -188,59 +191,47 @@ def failed_table(records: list[dict[str, Any]]) -> str:
 
 def repeated_seeds(study: Study) -> list[str]:
     """Names of runs that share all settings, the seed too, with another."""
-    names: dict[str, None] = {}
-    for runs in study.groups():
-        count = collections.Counter(run.seed for run in runs)
-        names.update((run.name, None) for run in runs if count[run.seed] > 1)
-    return list(names)
+    cells = study.cells
+    again = cells.duplicated([*study.axes, "method", "seed"], keep=False)
+    return list(cells.loc[again, "name"].unique())
 
 
-def accuracy_text(runs: list[Run]) -> str:
-    """Mean ± standard deviation (number) of the accuracy, or `-`."""
-    accuracies = [run.accuracy for run in runs]
-    return _averaged(mean(accuracies), deviation(accuracies), len(runs))
+def _accuracy(values: pd.Series) -> str:
+    """Mean ± standard deviation (number)."""
+    return _averaged(values.mean(), values.std(), len(values))
 
 
-def _averaged(average: float | None, spread: float | None, number: int) -> str:
-    if average is None:
+def _averaged(average: float, spread: float, number: int) -> str:
+    if math.isnan(average):
         return MISSING
-    plus_minus = "" if spread is None else f" ± {spread:.2f}"
+    plus_minus = "" if math.isnan(spread) else f" ± {spread:.2f}"
     return f"{average:.2f}{plus_minus} ({number})"
 
 
-def _accuracies(cells: list[list[Run]]) -> list[str]:
-    means = [mean(run.accuracy for run in runs) for runs in cells]
-    return _bold_best([accuracy_text(runs) for runs in cells], means)
-
-
 def _bold_best(
-    texts: list[str], values: list[float | None], best: Any = max
+    texts: Sequence[str], values: Sequence[float], best: Any = max
 ) -> list[str]:
     """Marks the best of several, and what equals it as it is printed."""
-    known = [round(value, 2) for value in values if value is not None]
-    if len(known) < 2:
-        return texts
+    printed = [round(value, 2) for value in values]
+    known = [value for value in printed if not math.isnan(value)]
     return [
-        f"**{text}**"
-        if value is not None and round(value, 2) == best(known)
-        else text
-        for text, value in zip(texts, values, strict=True)
+        f"**{text}**" if len(known) > 1 and value == best(known) else text
+        for text, value in zip(texts, printed, strict=True)
     ]
 
 
 def _noise(study: Study) -> str:
     """What a seed can do, in each group of rows."""
     texts = []
-    for context, rows in study.starts().items():
+    for context, rows in grouped(study.cells, study.others(STRIDES)):
         cells = [
-            [run.accuracy for run in study.cell(method, row)]
-            for row in rows
-            for method in study.methods
+            cell["accuracy"]
+            for _, cell in grouped(rows, [*study.axes, "method"])
         ]
         noise = pooled_deviation(cells)
-        if noise is None:
+        if math.isnan(noise):
             continue
-        number = statistics.mode(map(len, filter(None, cells)))
+        number = statistics.mode(map(len, cells))
         error = noise * (2 / number) ** 0.5
         what = study.text(context, STRIDES)
         texts.append(
@@ -255,91 +246,79 @@ def _noise(study: Study) -> str:
     )
 
 
-def _over_strides(study: Study, context: Row, rows: list[Row]) -> list:
+def _over_strides(context: tuple, means: pd.DataFrame) -> list[list[str]]:
     """Mean over initial strides, and largest less smallest mean."""
-    if len(rows) < 2:
+    averages = means.mean(skipna=False)
+    if len(means) < 2 or averages.isna().all():
         return []
-    averages: list[float | None] = []
-    spreads: list[float | None] = []
-    for method in study.methods:
-        means = [
-            mean(run.accuracy for run in study.cell(method, row))
-            for row in rows
-        ]
-        averages.append(mean(means))
-        spreads.append(None if None in means else max(means) - min(means))
-    if averages == [None] * len(averages):
-        return []
+    spreads = means.max(skipna=False) - means.min(skipna=False)
     return [
-        [*map(str, context), f"*{title}*", *_bold_best(texts, values, best)]
+        [
+            *map(str, context),
+            f"*{title}*",
+            *_bold_best([_number(value, 2) for value in values], values, best),
+        ]
         for title, values, best in (
-            (f"mean of {len(rows)}", averages, max),
+            (f"mean of {len(means)}", averages, max),
             ("spread: largest - smallest", spreads, min),
         )
-        for texts in [[_number(value, 2) for value in values]]
     ]
 
 
 def _matched(
     study: Study, axis: str, method: str
-) -> dict[Any, list[list[Run]]]:
-    """Cells by the value of an axis, with the same other settings at each."""
-    contexts: dict[Row, dict[Any, list[Run]]] = {}
-    for row in study.rows:
-        value = study.value(row, axis)
-        if value != MISSING and (runs := study.cell(method, row)):
-            contexts.setdefault(study.context(row, axis), {})[value] = runs
-    if not contexts:
-        return {}
-    sets = [frozenset(cells) for cells in contexts.values()]
-    widest = max(sets, key=lambda s: (len(s), sets.count(s)))
-    matched: dict[Any, list[list[Run]]] = {}
-    for cells in contexts.values():
-        if widest <= set(cells):
-            for value in widest:
-                matched.setdefault(value, []).append(cells[value])
-    return matched
+) -> dict[Any, list[pd.Series]]:
+    """Accuracies by the value of an axis, the other settings same at each."""
+    cells = study.cells
+    cells = cells[(cells["method"] == method) & (cells[axis] != MISSING)]
+    contexts = [
+        {value: each["accuracy"] for (value,), each in grouped(group, [axis])}
+        for _, group in grouped(cells, study.others(axis))
+    ]
+    sets = [frozenset(context) for context in contexts]
+    widest = max(sets, key=lambda s: (len(s), sets.count(s)), default=())
+    return {
+        value: [each[value] for each in contexts if set(widest) <= set(each)]
+        for value in widest
+    }
 
 
-def _pooled_accuracies(column: list[list[list[Run]]]) -> list[str]:
-    """Means of the cells' means, ± the standard deviation within cells."""
-    texts, means = [], []
-    for cells in column:
-        groups = [[run.accuracy for run in runs] for runs in cells]
-        average = mean(map(statistics.fmean, groups))
-        number = sum(map(len, groups))
-        means.append(average)
-        texts.append(_averaged(average, pooled_deviation(groups), number))
-    return _bold_best(texts, means)
+def _pooled(cells: list[pd.Series]) -> tuple[str, float]:
+    """Mean of the cells' means, ± the standard deviation within cells."""
+    average = pd.Series([each.mean() for each in cells], dtype=float).mean()
+    number = sum(map(len, cells))
+    return _averaged(average, pooled_deviation(cells), number), average
 
 
-def _costs(runs: list[Run]) -> list[str]:
+def _costs(runs: pd.DataFrame) -> list[str]:
+    seconds = [row.get("seconds") for rows in runs["rows"] for row in rows]
     return [
-        _number(mean(run.macs for run in runs), 2),
-        _number(mean(run.memory for run in runs), 3),
-        _number(epoch_seconds(runs), 1),
+        _mean(runs["macs"], 2),
+        _mean(runs["memory"], 3),
+        _number(pd.Series(seconds, dtype=float).median(), 1),
     ]
 
 
-def _at_the_end(runs: list[Run], key: str, form: str) -> str:
+def _at_the_end(runs: pd.DataFrame, key: str, form: str) -> str:
     """Means over the runs, for each layer; one number where axes agree."""
-    if len({len(run.layers) for run in runs}) > 1 or not runs[0].layers:
+    if runs["layers"].map(len).nunique() > 1 or not runs["layers"].iloc[0]:
         return MISSING
     texts = []
-    for layers in zip(*(run.layers for run in runs), strict=True):
-        sizes = zip(*(layer[key] for layer in layers), strict=True)
-        pair = [form.format(statistics.fmean(values)) for values in sizes]
-        texts.append(" x ".join(dict.fromkeys(pair)))
+    for layers in zip(*runs["layers"], strict=True):
+        means = pd.DataFrame([layer[key] for layer in layers]).mean()
+        texts.append(" x ".join(dict.fromkeys(map(form.format, means))))
     return ", ".join(texts)
 
 
-def _stride_cost(run: Run) -> float | None:
-    return run.epochs[-1].get("stride_cost") if run.epochs else None
+def _last(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return rows[-1] if rows else {}
 
 
-def _factor(run: Run) -> float | None:
-    return global_factor(run.layers, "strides") if run.layers else None
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    """The mean, if there is one of each."""
+    mean = pd.Series(values, dtype=float).mean(skipna=False)
+    return _number(mean, digits)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+def _number(value: float, digits: int) -> str:
+    return MISSING if math.isnan(value) else f"{value:.{digits}f}"
