@@ -4,9 +4,9 @@ import pathlib
 import re
 
 import pytest
-from report import head
-from diffstride.report.data import study
 
+from diffstride.report.page import head
+from diffstride.report.study import study
 from diffstride.runs import read_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,8 +41,7 @@ def test_the_tables_of_results_are_those_of_the_reports():
 def test_the_known_answer_is_found():
     runs = study(read_runs([ROOT / "results" / "known_answer.jsonl"])).runs
     ends = [
-        (layer["strides"], layer["expected"])
-        for (layer,) in (run.layers for run in runs)
+        (layer["strides"], layer["expected"]) for (layer,) in runs["layers"]
     ]
     found = [
         round(low, 2) <= round(strides[0], 2) <= round(high, 2)

@@ -1,35 +1,32 @@
 """The figures of a report: which there are, and those that compare methods."""
 
-import itertools
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-from diffstride.report import masks as report_masks
-from diffstride.report import strides as report_strides
-from diffstride.report.data import (
+import pandas as pd
+
+from diffstride.report import masks, strides
+from diffstride.report.study import (
     LAMBDA,
+    MISSING,
     STRIDES,
-    Row,
-    Run,
     Shown,
     Study,
-    deviation,
+    axis_label,
     global_factor,
-    mean,
+    grouped,
     method_label,
-    order,
 )
 from diffstride.report.style import (
+    SERIES,
     START,
-    Label,
     headline,
+    key,
     log_ticks,
-    method_style,
+    method_color,
     number,
-    place_labels,
-    remove,
     save,
 )
 
@@ -50,58 +47,50 @@ class Figure(NamedTuple):
     file: str | None
 
 
-class _Point(NamedTuple):
-    """A cell, as a point in accuracy against cost."""
-
-    macs: float
-    accuracy: float
-    macs_deviation: float
-    accuracy_deviation: float
-    row: Row
-
-
 def draw_all(study: Study, shown: Shown, folder: pathlib.Path) -> list[Figure]:
     """Draws all figures for which there are data.
 
     Args:
         study: the runs.
         shown: those of which the strides are shown.
-        folder: where to write PNG and SVG.
+        folder: where to write the PNGs.
 
     Returns:
         What to say of each in the Markdown, also of those that were left out.
     """
     figures = []
     for stem, heading, draw, caption in _figures(study, shown):
+        path = folder / f"{stem}.png"
         drawn = draw()
         if isinstance(drawn, str):
-            remove(folder, stem)
+            path.unlink(missing_ok=True)  # Of an earlier report.
             figures.append(Figure(heading, f"No figure: {drawn}.", None))
         else:
-            save(drawn, folder, stem)
-            figures.append(Figure(heading, caption, f"{stem}.png"))
+            save(drawn, path)
+            figures.append(Figure(heading, caption, path.name))
     return figures
 
 
 def _figures(
     study: Study, shown: Shown
 ) -> list[tuple[str, str, Callable[[], plt.Figure | str], str]]:
-    name = f"`{shown.single.name}`" if shown.single else "a run"
+    name = "a run" if shown.single is None else f"`{shown.single['name']}`"
     only = f" Runs with {shown.what} only." if shown.what else ""
     figures = [
         (
             "accuracy_cost",
             "Accuracy against cost",
             lambda: accuracy_against_cost(study),
-            "Each point is a choice of initial strides, mean over seeds; bars "
-            "are sample standard deviations. A curve joins the points of a "
-            "method from mild to strong initial strides. A method that does "
-            "not know a setting stands in all of its panels.",
+            "Colours are methods, markers are initial strides. Each point is a "
+            "mean over seeds; bars are sample standard deviations. A curve "
+            "joins the points of a method from mild to strong initial strides. "
+            "A method that does not know a setting stands in all of its "
+            "panels.",
         ),
         (
             "global_factor",
             "Global striding factor",
-            lambda: global_factors(study.methods, shown.groups),
+            lambda: global_factors(study.methods, shown.runs),
             "Product of the strides of all layers, height times width, before "
             "and after training; each point is a run, the lines join the "
             "means (methods that start alike are drawn beside each other). On "
@@ -111,14 +100,15 @@ def _figures(
         (
             "learned_strides",
             "Learned strides",
-            lambda: report_strides.distribution(shown.groups),
-            "Strides at the end of every run, height and width; the bars are "
-            f"the initial strides.{only}",
+            lambda: strides.distribution(shown.runs),
+            "Strides at the end of every run, height and width; grey bars are "
+            "the initial strides, yellow ones the range of those that are "
+            f"expected, if they are known.{only}",
         ),
         (
             "cutoffs",
             "Learned strides as cut-off frequencies",
-            lambda: report_strides.cutoffs(study.methods, shown.groups),
+            lambda: strides.cutoffs(study.methods, shown.runs),
             "A stride S keeps nominally what is below 0.5 / S cycles per pixel "
             "of its layer's input (and no less than one cycle over the map); "
             "on the right this is in pixels of the image, for the narrowest "
@@ -128,120 +118,97 @@ def _figures(
         (
             "trajectories",
             f"Strides of {name} during training",
-            lambda: report_strides.trajectories(shown.single),
+            lambda: strides.trajectories(shown.single),
             "Epoch 0 are the initial strides. Layers that do not appear have "
             "fixed strides.",
         ),
         (
             "masks",
             f"Masks of {name}, start and end",
-            lambda: report_masks.masks(shown.single),
-            "Weights along the width, with the strides in force. The dotted "
-            "lines are at 0.5 / stride.",
+            lambda: masks.masks(shown.single),
+            "Weights along the width. The dotted lines are at 0.5 / stride, "
+            "with the strides in force, which are raised where a mask would be "
+            "flat.",
         ),
     ]
     if LAMBDA in study.axes:
-        figures.insert(
-            1,
-            (
-                "lambda",
-                "Accuracy against cost along lambda",
-                lambda: frontier(study),
-                "Each point is a value of lambda, mean over seeds; bars are "
-                "sample standard deviations.",
-            ),
+        frontier = (
+            "lambda",
+            "Accuracy against cost along lambda",
+            lambda: _curves(study, LAMBDA),
+            "Colours are methods, markers are values of lambda. Each point is "
+            "a mean over seeds; bars are sample standard deviations.",
         )
+        figures.insert(1, frontier)
     return figures
 
 
 def accuracy_against_cost(study: Study) -> plt.Figure | str:
     """Accuracy against multiply-accumulates, a curve for each method."""
-    starts = {study.value(row, STRIDES) for row in study.rows}
-    if LAMBDA in study.axes and len(starts) == 1:
+    if LAMBDA in study.axes and study.cells[STRIDES].nunique() == 1:
         return "all runs start with the same strides; see the one along lambda"
     return _curves(study, STRIDES)
 
 
-def frontier(study: Study) -> plt.Figure | str:
-    """Accuracy against multiply-accumulates, each curve along lambda."""
-    return _curves(study, LAMBDA)
-
-
-def global_factors(
-    methods: list[str], groups: dict[str, list[Run]]
-) -> plt.Figure | str:
+def global_factors(methods: list[str], runs: pd.DataFrame) -> plt.Figure | str:
     """Product of all strides, before and after training.
 
     Args:
         methods: of all runs, which decide the colours.
-        groups: the runs to show, by method.
+        runs: those to show, as in `Shown`.
 
     Returns:
         The figure, or why there is none.
     """
-    pairs = {
-        method: [
-            (
-                global_factor(run.layers, "initial"),
-                global_factor(run.layers, "strides"),
-            )
-            for run in runs
-        ]
-        for method, runs in groups.items()
-    }
-    if not pairs:
+    if not len(runs):
         return "no run has learned strides"
-    if sum(map(len, pairs.values())) == 1:
+    if len(runs) == 1:
         return "there is only one run with learned strides"
+    layers = runs["layers"]
+    starts = layers.map(lambda each: global_factor(each, "initial"))
+    ends = layers.map(lambda each: global_factor(each, "strides"))
+    low, high = starts.min() / 1.5, starts.max() * 1.5
     figure, axes = plt.subplots(figsize=(8, 5.2))
-    starts, ends = zip(*itertools.chain(*pairs.values()), strict=True)
-    low, high = min(starts) / 1.5, max(starts) * 1.5
     axes.set_xlim(low, high)
-    axes.set_ylim(min(starts + ends) / 1.5, max(starts + ends) * 1.5)
+    axes.set_ylim(min(low, ends.min() / 1.5), max(high, ends.max() * 1.5))
     log_ticks(axes, "x")
     log_ticks(axes, "y")
     axes.plot([low, high], [low, high], ls="--", lw=1, color=START)
-    labels = []
-    for i, (method, points) in enumerate(pairs.items()):
-        color, marker = method_style(method, methods)
+    entries = [("unchanged", START, "", "--")]
+    present = list(runs["method"].unique())
+    for i, method in enumerate(present):
+        color = method_color(method, methods)
         # Methods stand beside each other where they start alike.
-        step = 0.012 if len(set(starts)) > 1 else 0.1
-        shift = (high / low) ** (step * (i - (len(pairs) - 1) / 2))
-        groups: dict[float, list[float]] = {}
-        for start, end in sorted(points):
-            groups.setdefault(start * shift, []).append(end)
-        for x, values in groups.items():
-            axes.plot([x] * len(values), values, marker, color=color, alpha=0.6)
-        line = [(x, mean(values)) for x, values in groups.items()]
-        axes.plot(*zip(*line, strict=True), "_-", color=color, lw=1.3, ms=12)
-        ends_at = line[::-1] if len(line) > 1 else [(x, max(values))]
-        labels.append(Label(method_label(method), color, ends_at))
-    side = low * (high / low) ** 0.06
-    labels.append(Label("unchanged", START, [(side, side)], 9))
+        step = 0.012 if starts.nunique() > 1 else 0.1
+        shift = (high / low) ** (step * (i - (len(present) - 1) / 2))
+        own = runs["method"] == method
+        x, y = starts[own] * shift, ends[own]
+        axes.plot(x, y, "o", color=color, alpha=0.6)
+        means = y.groupby(x).mean()
+        axes.plot(means.index, means, "_-", color=color, lw=1.3, ms=12)
+        entries.append((method_label(method), color, "o", "-"))
     axes.set(
         xlabel="product of all strides at the start (height x width)",
         ylabel="product of all strides at the end",
     )
-    begin = _between(starts)
     headline(
         figure,
-        f"From {'a start' if len(set(starts)) == 1 else 'starts'} of {begin}, "
-        f"learned strides end at a global factor of {_between(ends)}",
+        f"From {'a start' if starts.nunique() == 1 else 'starts'} of "
+        f"{_between(starts)}, learned strides end at a global factor of "
+        f"{_between(ends)}",
     )
-    place_labels(axes, labels)
+    key(figure, entries)
     return figure
 
 
 def _curves(study: Study, along: str) -> plt.Figure | str:
     """Accuracy against cost in panels, one for each of the other settings."""
-    panels = _panels(study, along)
-    points = [
-        (point, method)
-        for curves in panels.values()
-        for method, curve in curves.items()
-        for point in curve
-    ]
-    if not points:
+    points = _points(study, along)
+    others = study.others(along)
+    panels = list(
+        grouped(points.sort_values([*others, "method", along]), others)
+    )
+    if not len(points):
         return "the runs do not tell their multiply-accumulates"
     if len(points) == 1:
         return "there is only one point to show"
@@ -252,161 +219,109 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
         )
     columns = min(len(panels), 3 if len(panels) > 4 else 2)
     rows = -(-len(panels) // columns)
-    size = (8.5, 5.4) if columns == 1 else (5.6 * columns, 4.6 * rows + 0.3)
-    own_scales = _differ_too_much(panels)
+    own_scales = _differ_too_much([panel for _, panel in panels])
     figure, grid = plt.subplots(
         *(rows, columns),
-        figsize=size,
+        figsize=(8.5, 5.8) if columns == 1 else (5 * columns, 4 * rows + 0.6),
         sharex=True,
         sharey=not own_scales,
         squeeze=False,
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    pairs = list(zip(grid.flat, panels.items(), strict=False))
-    for axes, (context, curves) in pairs:
-        _draw_curves(axes, curves, study)
+    markers = _markers(points[along])
+    for axes, (context, panel) in zip(grid.flat, panels, strict=False):
+        _draw_curves(axes, panel, study.methods, along, markers)
         if len(panels) > 1:
             axes.set_title(study.text(context, along))
-    every = [point for point, _ in points]
-    _frame_costs(grid[0, 0], every)
-    for axes, (_, curves) in pairs:
-        own = [point for curve in curves.values() for point in curve]
-        _frame_accuracies(axes, own if own_scales else every)
         axes.set_xlabel("multiply-accumulates for one image, millions")
         scale = " (a scale of its own)" if own_scales else ""
         axes.set_ylabel(f"test accuracy, %{scale}")
         axes.tick_params(labelbottom=True, labelleft=True)
+    log_ticks(grid[0, 0], "x")
     headline(figure, _best_and_cheapest(points))
-    figure.canvas.draw()
-    for axes, (_, curves) in pairs:
-        place_labels(axes, _curve_labels(study, curves, along))
+    present = [m for m in study.methods if m in set(points["method"])]
+    of = "from" if along == STRIDES else axis_label(along)
+    key(
+        figure,
+        [
+            (method_label(m), method_color(m, study.methods), "", "-")
+            for m in present
+        ]
+        + [
+            (f"{of} {value}", START, marker, "")
+            for value, marker in markers.items()
+            if value != MISSING
+        ],
+    )
     return figure
 
 
-def _panels(study: Study, along: str) -> dict[Row, dict[str, list[_Point]]]:
-    """Points by the other settings and by method, in the order of `along`."""
-    panels: dict[Row, dict[str, list[_Point]]] = {}
-    for row in sorted(
-        study.rows, key=lambda row: order(along, study.value(row, along))
-    ):
-        for method in study.methods:
-            point = _point(study.cell(method, row), row)
-            if point is None:
-                continue
-            panel = panels.setdefault(study.context(row, along), {})
-            curve = panel.setdefault(method, [])
-            # A method that knows no lambda has one point for all of them.
-            if all(point[:2] != other[:2] for other in curve):
-                curve.append(point)
-    keys = [axis for axis in study.axes if axis != along]
-    return dict(
-        sorted(panels.items(), key=lambda item: [*map(order, keys, item[0])])
-    )
+def _points(study: Study, along: str) -> pd.DataFrame:
+    """Cells as points: `macs` and `accuracy`, and deviations of both."""
+    known = study.cells[study.cells["macs"] > 0]
+    cells = known.groupby([*study.axes, "method"], observed=True)
+    points = cells[["macs", "accuracy"]].mean()
+    deviations = cells[["macs", "accuracy"]].std().fillna(0.0)
+    points = points.join(deviations, rsuffix="_deviation").reset_index()
+    # A method that knows no lambda has one point for all of them.
+    same = [*study.others(along), "method", "macs", "accuracy"]
+    return points.drop_duplicates(same)
 
 
-def _point(runs: list[Run], row: Row) -> _Point | None:
-    known = [run for run in runs if run.macs]
-    if not known:
-        return None
-    macs = [run.macs for run in known]
-    accuracies = [run.accuracy for run in known]
-    return _Point(
-        mean(macs),
-        mean(accuracies),
-        deviation(macs) or 0.0,
-        deviation(accuracies) or 0.0,
-        row,
-    )
+def _markers(values: pd.Series) -> dict[object, str]:
+    present = values.cat.remove_unused_categories().cat.categories
+    return {v: SERIES[i % len(SERIES)][1] for i, v in enumerate(present)}
 
 
 def _draw_curves(
-    axes: plt.Axes, curves: dict[str, list[_Point]], study: Study
+    axes: plt.Axes,
+    panel: pd.DataFrame,
+    methods: list[str],
+    along: str,
+    markers: dict[object, str],
 ) -> None:
-    for method, curve in curves.items():
-        color, marker = method_style(method, study.methods)
-        x, y, x_error, y_error, _ = zip(*curve, strict=True)
+    for (method,), curve in grouped(panel, ["method"]):
+        color = method_color(method, methods)
         axes.errorbar(
-            *(x, y),
-            xerr=x_error,
-            yerr=y_error,
+            *(curve["macs"], curve["accuracy"]),
+            xerr=curve["macs_deviation"],
+            yerr=curve["accuracy_deviation"],
             color=color,
-            marker=marker,
-            lw=1.3,
-            elinewidth=1,
-            capsize=2.5,
+            lw=1.1,
+            elinewidth=0.8,
+            capsize=2,
         )
+        for x, y, value in zip(
+            curve["macs"], curve["accuracy"], curve[along], strict=True
+        ):
+            axes.plot(x, y, markers[value], color=color, ms=6.5)
 
 
-def _differ_too_much(panels: dict[Row, dict[str, list[_Point]]]) -> bool:
+def _differ_too_much(panels: list[pd.DataFrame]) -> bool:
     """Whether on a common scale the accuracies of a panel would look alike."""
-    accuracies = [
-        [point.accuracy for curve in curves.values() for point in curve]
-        for curves in panels.values()
+    ranges = [
+        panel["accuracy"].max() - panel["accuracy"].min()
+        for panel in panels
+        if len(panel) > 1
     ]
-    ranges = [max(each) - min(each) for each in accuracies if len(each) > 1]
-    every = list(itertools.chain(*accuracies))
-    return bool(ranges) and 4 * min(ranges) < max(every) - min(every)
+    every = pd.concat(panels)["accuracy"]
+    return bool(ranges) and 4 * min(ranges) < every.max() - every.min()
 
 
-def _frame_costs(axes: plt.Axes, points: list[_Point]) -> None:
-    """Limits with room for labels, and a logarithmic axis."""
-    left = min(max(p.macs - p.macs_deviation, p.macs / 2) for p in points)
-    right = max(p.macs + p.macs_deviation for p in points)
-    room = max(right / left, 1.6) ** 0.13
-    axes.set_xlim(left / room, right * room)
-    log_ticks(axes, "x")
+def _best_and_cheapest(points: pd.DataFrame) -> str:
+    best = points.loc[points["accuracy"].idxmax()]
+    cheapest = points.loc[points["macs"].idxmin()]
+    texts = [
+        f"{method_label(point.method)}, {point.accuracy:.1f} % at "
+        f"{number(point.macs)} M MACs"
+        for point in (best, cheapest)
+    ]
+    if texts[0] == texts[1]:
+        return f"Most accurate and cheapest: {texts[0]}"
+    return f"Most accurate: {texts[0]}; cheapest: {texts[1]}"
 
 
-def _frame_accuracies(axes: plt.Axes, points: list[_Point]) -> None:
-    """Limits with room for labels."""
-    bottom = min(p.accuracy - p.accuracy_deviation for p in points)
-    top = max(p.accuracy + p.accuracy_deviation for p in points)
-    room = 0.12 * max(top - bottom, 0.5)
-    axes.set_ylim(bottom - room, top + room)
-
-
-def _curve_labels(
-    study: Study, curves: dict[str, list[_Point]], along: str
-) -> list[Label]:
-    labels = []
-    for method, curve in curves.items():
-        color, _ = method_style(method, study.methods)
-        anchors = [point[:2] for point in (curve[0], curve[-1], *curve[1:-1])]
-        labels.append(Label(method_label(method), color, anchors))
-    if along != LAMBDA:
-        return labels
-    for method, curve in curves.items():
-        if method in study.given(LAMBDA):
-            color, _ = method_style(method, study.methods)
-            labels += [
-                Label(_weight(study, point), color, [point[:2]], 8)
-                for point in curve
-            ]
-    return labels
-
-
-def _weight(study: Study, point: _Point) -> str:
-    value = study.value(point.row, LAMBDA)
-    return f"λ = {value:g}" if isinstance(value, (int, float)) else f"λ {value}"
-
-
-def _best_and_cheapest(points: list[tuple[_Point, str]]) -> str:
-    best = max(points, key=lambda p: p[0].accuracy)
-    cheapest = min(points, key=lambda p: p[0].macs)
-
-    def text(pair: tuple[_Point, str]) -> str:
-        point, method = pair
-        return (
-            f"{method_label(method)}, {point.accuracy:.1f} % at "
-            f"{number(point.macs)} M"
-        )
-
-    if best == cheapest:
-        return f"Most accurate and cheapest: {text(best)} MACs"
-    return f"Most accurate: {text(best)} MACs; cheapest: {text(cheapest)} MACs"
-
-
-def _between(values: tuple[float, ...]) -> str:
-    low, high = number(min(values)), number(max(values))
+def _between(values: pd.Series) -> str:
+    low, high = number(values.min()), number(values.max())
     return low if low == high else f"{low} to {high}"

@@ -184,8 +184,9 @@ def shown(study: Study, name: str | None = None) -> Shown:
     Raises:
         UserError: if there is no such run, or its strides were not learned.
     """
+    others = study.others(STRIDES)
     learned = study.cells[study.cells["learned"].map(bool)]
-    learned = learned.sort_values(["method", *study.axes], kind="stable")
+    learned = learned.sort_values([*others, "method", *study.axes, "place"])
     if name is not None and name not in set(learned["name"]):
         names = list(learned["name"].unique())
         raise UserError(
@@ -193,8 +194,7 @@ def shown(study: Study, name: str | None = None) -> Shown:
             f"Received: {name}. There are: {', '.join(names[:4]) or 'none'}"
             f"{', ...' if len(names) > 4 else ''}"
         )
-    others = study.others(STRIDES)
-    groups = list(grouped(learned.sort_values(others or ["method"]), others))
+    groups = list(grouped(learned, others))
     if not len(learned):
         return Shown(None, learned, "")
 
@@ -204,7 +204,6 @@ def shown(study: Study, name: str | None = None) -> Shown:
         return name in set(frame["name"]), starts, frame["moved"].sum()
 
     values, runs = max(groups, key=interest)
-    runs = runs.sort_values(["method", *study.axes], kind="stable")
     candidates = runs[runs["name"] == name]
     if name is None:
         candidates = runs[runs["moved"].astype(bool)]
