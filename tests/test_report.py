@@ -11,7 +11,8 @@ import pytest
 from made_up_runs import STRIDES, failed, grid, record
 
 from diffstride.errors import UserError, run_reporting_errors
-from diffstride.report import figures, masks, page, strides
+from diffstride.report import figures, masks, page
+from diffstride.report import strides as strides_figures
 from diffstride.report.__main__ import main
 from diffstride.report.study import shown, study
 from diffstride.report.tables import (
@@ -440,11 +441,11 @@ def test_cut_offs_by_hand():
     ]
     layers = [{**layer, "output_size": [0, 0]} for layer in layers]
     # 14 / 2 cycles; 22 / 4 / 2; 1, which is the least.
-    own, of_image = strides.frequencies(layers, 0, "strides")
+    own, of_image = strides_figures.frequencies(layers, 0, "strides")
     assert own == pytest.approx([7 / 28, 2.75 / 22, 1 / 14])
     assert of_image == pytest.approx([7 / 28, 2.75 / 28, 1 / 28])
     # 14; 28 / 4 / 2; 7.5, of which no more can pass than before.
-    own, of_image = strides.frequencies(layers, 1, "strides")
+    own, of_image = strides_figures.frequencies(layers, 1, "strides")
     assert own == pytest.approx([14 / 28, 3.5 / 28, 7.5 / 15])
     assert of_image == pytest.approx([14 / 28, 3.5 / 28, 3.5 / 28])
 
@@ -534,12 +535,12 @@ def test_the_title_tells_which_strides_were_found():
         layer |= {"strides": learned, "expected": [(1.5, 2.5), (8.0, 8.0)]}
         each["summary"]["pooling"] = [layer]
         records.append(each)
-    figure = strides.distribution(shown(study(records)).runs)
+    figure = strides_figures.distribution(shown(study(records)).runs)
     assert figure.get_suptitle() == (
-        "height: 1 of 2 ended in the range expected; width: expected at 8, "
+        "Height: 1 of 2 ended in the range expected; Width: expected at 8, "
         "learned 7.00 to 8.00"
     )
-    figure = strides.distribution(shown(study(grid(seeds=1))).runs)
+    figure = strides_figures.distribution(shown(study(grid(seeds=1))).runs)
     assert figure.get_suptitle().startswith("Training raised ")
 
 

@@ -124,7 +124,8 @@ class TestPlan:
         )
         assert len(runs) == 2 + 3 * 2
         names = {b.partition(" = ")[0] for run in runs for b in run.bindings}
-        assert names.issuperset(*settings.PARAMETERS.values())
+        for axis in settings.PARAMETERS:
+            assert names.issuperset(settings.PARAMETERS[axis]), axis
         for run in runs:
             try:
                 config.load(["digits.gin"], run.bindings)

@@ -51,7 +51,7 @@ def masks(run: Any) -> plt.Figure | str:
     rows = -(-len(panels) // columns)
     figure, grid = plt.subplots(
         *(rows, columns),
-        figsize=(max(2.75 * columns, 5.5), 3 * rows + 0.6),
+        figsize=(max(2.75 * columns, 6.5), 3 * rows + 0.6),
         sharex=True,
         sharey=True,
         squeeze=False,

@@ -272,11 +272,14 @@ def _as_expected(axis: str, strides: pd.DataFrame) -> str:
     if low == high:
         ends = strides["end"]
         return (
-            f"{axis}: expected at {low:g}, learned {ends.min():.2f} to "
-            f"{ends.max():.2f}"
+            f"{axis.capitalize()}: expected at {low:g}, learned "
+            f"{ends.min():.2f} to {ends.max():.2f}"
         )
     hits = strides["end"].between(strides["low"], strides["high"]).sum()
-    return f"{axis}: {hits} of {len(strides)} ended in the range expected"
+    return (
+        f"{axis.capitalize()}: {hits} of {len(strides)} ended in the range "
+        "expected"
+    )
 
 
 def _positions(runs: pd.DataFrame) -> dict[str, int]:
