@@ -624,20 +624,15 @@ def test_a_killed_sweep_ends_with_the_same_table(
             )
         ),
     ]
-    monkeypatch.setattr(sys.modules[__name__], "GRID", ("--grid=seed=0|1",))
+    monkeypatch.setattr(sys.modules[__name__], "GRID", ("--grid=seed=0",))
     tables = {}
     for kills in (0, 2):
         folder = tmp_path / str(kills)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        first, second = (
-            folder / "runs" / f"strided_strides-1-2_seed-{seed}"
-            for seed in (0, 1)
-        )
-        for moment in [
-            first / "backup" / "latest.weights.h5",
-            second / "run.json",
-        ][:kills]:
+        run = folder / "runs" / "strided_strides-1-2_seed-0"
+        backup = run / "backup" / "latest.weights.h5"
+        for moment in [run / "run.json", backup][:kills]:
             process = start_sweep(*more)
             wait_until(moment.exists, process)
             process.kill()
@@ -646,10 +641,10 @@ def test_a_killed_sweep_ends_with_the_same_table(
         out, errors = process.communicate()
         assert process.returncode == 0, out + errors
         tables[kills] = [_without_times(record) for record in table()]
-    assert len(tables[0]) == 2
+    assert len(tables[0]) == 1
     assert len(tables[0][0]["epochs"]) == 2
     assert tables[2] == tables[0]
-    assert "Going on after epoch 1" in (first / "log.txt").read_text()
+    assert "Going on after epoch 1" in (run / "log.txt").read_text()
 
 
 def _without_times(record):
