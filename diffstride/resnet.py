@@ -334,8 +334,7 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
             that takes `strides` and `data_format`.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         num_layers: number of residual layers in each block.
-        dtype: dtype or dtype policy of all layers.
-        **kwargs: arguments of every Keras model, such as `name`.
+        **kwargs: arguments of every Keras model, such as `name` and `dtype`.
 
     Call arguments:
         inputs: 4-D tensor of images, of any number of channels.
@@ -376,9 +375,9 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
         pooling_cls: PoolingClass = None,
         weight_decay: float = 0.0,
         num_layers: int = 2,
-        dtype: Any = None,
         **kwargs: Any,
     ):
+        dtype = kwargs.pop("dtype", None)  # Sequential models take none.
         super().__init__(**kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
