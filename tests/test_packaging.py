@@ -66,7 +66,7 @@ def test_layers_train_where_there_is_no_tensorflow(backend):
         import keras
         import numpy as np
         import diffstride
-        from diffstride.inspection import pooling_states
+        from diffstride.profiling import pooling_states
         from diffstride.budget import stride_cost
         from diffstride.resnet import Resnet
 
