@@ -119,7 +119,7 @@ class Source:
         Args:
             train_examples: what to measure, where no constants are known.
             mean: mean, if it is given.
-            std: deviation, likewise.
+            std: deviation, if it is given.
 
         Returns:
             Mean and deviation, for pixels in [0, 1].
