@@ -46,10 +46,10 @@ class Call(NamedTuple):
 
 
 def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
-    """Runs one blank example through a model and records the calls of its leaf layers.
+    """Runs one blank example through a model and records its layers' calls.
 
-    These are the layers without layers of their own. What a model computes
-    outside of them is not seen.
+    Recorded are leaf layers, those without layers of their own. What a model
+    computes outside of them is not seen.
 
     Args:
         model: a built model.

@@ -317,7 +317,8 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
     dense. These are the layers of a sequential model (`stem`, `pooling`,
     `block_1`, ..., `bn_head`, `average`, `dense`), which is a graph with
-    `inputs`, `outputs` and feature maps once it is built. Kernels are initialised with he_normal; convolutions have no bias.
+    `inputs`, `outputs` and feature maps once it is built. Kernels are
+    initialised with he_normal; convolutions have no bias.
 
     Args:
         filters: channels of the stem, then of each block.
