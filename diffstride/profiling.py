@@ -1,5 +1,13 @@
-"""What the layers of a model do to one example: a blank one is sent through."""
+"""What the layers of a model do to one example: a blank one is sent through.
 
+Keras tells a layer's calls to nobody, so that `profile` has to stand between a
+model and its layers: for the length of one forward pass it puts a method that
+records in the place of each leaf layer's `call`. Graphs of functional models
+would do without, but know neither what a composite layer does inside nor sizes
+that are learned.
+"""
+
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -9,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from diffstride.internals import sublayers
 from diffstride.pooling import (
     BaseDiffStride,
     BaseFixedSpectralPooling,
@@ -66,25 +75,15 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         lambda shape: np.zeros((1, *shape), "float32"), input_shape
     )
     calls: list[Call] = []
-
-    def profiled(layer: keras.layers.Layer) -> Callable:
-        call = layer.call
-
-        def profiling(*args: Any, **kwargs: Any) -> Any:
-            outputs = call(*args, **kwargs)
-            name = path_in(model, layer)
-            calls.append(_record(layer, name, (args, kwargs), outputs))
-            return outputs
-
-        return profiling
-
     leaves = [
         layer
-        for layer in model._flatten_layers(include_self=False)
-        if not layer._layers
+        for layer in sublayers(model)
+        if layer is not model and len(list(sublayers(layer))) == 1
     ]
     for layer in leaves:
-        layer.call = profiled(layer)
+        layer.call = functools.partial(
+            _recorded, layer, layer.call, path_in(model, layer), calls
+        )
     try:
         model(blank, training=False)
     finally:
@@ -131,9 +130,7 @@ class PoolingState(NamedTuple):
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the pooling layers of a model that are ours, each once."""
-    return [
-        layer for layer in model._flatten_layers() if isinstance(layer, _KINDS)
-    ]
+    return [layer for layer in sublayers(model) if isinstance(layer, _KINDS)]
 
 
 def stride_variables(model: keras.Model) -> list[Any]:
@@ -191,6 +188,19 @@ def _state(call: Call) -> PoolingState:
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
     )
+
+
+def _recorded(
+    layer: keras.layers.Layer,
+    call: Callable,
+    name: str,
+    calls: list[Call],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    outputs = call(*args, **kwargs)
+    calls.append(_record(layer, name, (args, kwargs), outputs))
+    return outputs
 
 
 def _known_shape(model: keras.Model) -> Any:

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from known_answer import SIZE, SMOOTHNESS, WAVES
 
-from diffstride import resampling as spectral
+from diffstride import masks, resampling
 from diffstride.errors import UserError
 
 
 def passed(ramp, stride):
     """Share of the highest wave that a mask lets through, both signs."""
     stride = np.float64(stride)
-    size = spectral.learned_size(SIZE, stride, SMOOTHNESS, ramp)
-    band = spectral.learned_band(SIZE, size, stride, SMOOTHNESS, ramp)
-    return (band.inner[WAVES] + band.outer[WAVES]) / 2
+    size = masks.learned_size(SIZE, stride, SMOOTHNESS, ramp)
+    band = masks.learned_band(SIZE, size, stride, SMOOTHNESS, ramp)
+    return (band.positive[WAVES] + band.negative[WAVES]) / 2
 
 
-@pytest.mark.parametrize("ramp", spectral.RAMPS)
+@pytest.mark.parametrize("ramp", masks.RAMPS)
 def test_expected_strides_are_the_ends_of_the_ramp(ramp):
     (low, high), _ = known_answer.expected_strides(ramp)
     assert passed(ramp, low - 1e-3) == 1

@@ -21,7 +21,7 @@ from diffstride import (
 )
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError
-from diffstride.inspection import stride_variables
+from diffstride.profiling import stride_variables
 
 TINY = [
     "resnet.Resnet.filters = [4, 4, 8]",

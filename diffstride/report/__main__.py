@@ -18,7 +18,14 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from diffstride.sweep.grid import bindings  # noqa: E402
-from diffstride.report.data import LAMBDA, STRIDES, Study, axis_label, shown, study  # noqa: E402
+from diffstride.report.data import (
+    LAMBDA,
+    STRIDES,
+    Study,
+    axis_label,
+    shown,
+    study,
+)  # noqa: E402
 from diffstride.report.tables import (  # noqa: E402
     ablation_table,
     accuracy_table,

@@ -28,10 +28,9 @@ class FFTForm(BaseDiffStride):
         return ops.cast(y, inputs.dtype)
 
     def _resampled(self, x: Any) -> Any:
-        height, width = x.shape[2:]
-        strides = self._used(
-            ops.convert_to_tensor(self.stride_weights), (height, width)
-        )
+        height, width = map(int, x.shape[2:])
+        sizes = (height, width)
+        strides = self.low_pass.used(sizes, self.scaled_strides())
         rows = np.fft.fftfreq(height) * height
         rows = np.where(rows < 0, -rows - 1, rows).astype("float32")
         columns = np.arange(width // 2 + 1, dtype="float32") - 1
