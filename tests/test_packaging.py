@@ -72,6 +72,7 @@ arrays = np.load("expected.npz")
 model = keras.models.load_model("model.keras")
 actual = model.predict(arrays["x"], verbose=0)
 np.testing.assert_allclose(actual, arrays["y"], atol=1e-5)
+assert diffstride.cost.model_cost(model).macs > 0  # Modules, as ever.
 assert diffstride.__file__.startswith(sys.argv[1]), diffstride.__file__
 """
 

