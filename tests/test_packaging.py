@@ -167,7 +167,9 @@ def test_the_metadata_tell_what_the_wheel_is(wheel):
     assert "License-File: LICENSE" in text
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"]
+)
 def test_the_layers_train_where_there_is_no_tensorflow(
     installed, site, backend
 ):
