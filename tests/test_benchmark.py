@@ -127,14 +127,17 @@ def _layer_sentences():
 
 
 def _network_sentences():
-    steps = {row["contender"]: row["step_ms"]["median"] for row in _network()}
+    steps = {
+        row["contender"]: row["step_ms"]["median"] for row in RESULTS["network"]
+    }
     strided, floor = steps["strided"], steps[report.FLOOR]
     outer, inner = steps["outer"], steps["inner"]
     through = steps["straight-through"]
-    yield f"{outer / strided:.2f} times the strided network; the floor takes " + (
-        f"{floor / strided:.2f} times"
+    yield (
+        f"{outer / strided:.2f} times the strided network; the floor takes "
+        + (f"{floor / strided:.2f} times")
     )
-    yield f"The pooling itself adds {100 * (outer / floor - 1):.0f} %"
+    yield f"bring it to {outer / floor:.2f} of the floor"
     yield f"inner ramp takes {inner / steps['spectral']:.2f} of the time of"
     yield f"and {inner / strided:.2f} of that of strided convolutions"
     yield f"straight-through {through / steps['spectral']:.2f} and " + (
@@ -143,10 +146,6 @@ def _network_sentences():
     yield f"in {RESULTS['seconds'] / 60:.0f} minutes"
     for key in ("device", "version", "keras"):
         yield RESULTS["environment"][key]
-
-
-def _network():
-    return RESULTS["network"]
 
 
 def _ms(row):
