@@ -20,7 +20,7 @@ from tensorflow_datasets.core.download.download_manager import (
     NonMatchingChecksumError,
 )
 
-from diffstride.data import find_builder
+from diffstride.datasets import find_builder
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
