@@ -1,4 +1,4 @@
-"""What lies in `scripts/benchmarks`, imported, or run with nothing beside it."""
+"""Imports scripts of `scripts/benchmarks`, or runs them without TensorFlow."""
 
 import importlib
 import os

@@ -116,9 +116,8 @@ def _layer_sentences():
     assert max(usual) < 1
     yield f"the outer ramp takes {ratio:.2f} of the time of the FFT form"
     yield f"at most {max(usual):.2f} of its time"
-    yield f"at most {max(other):.2f}; compiled by XLA, on this CPU, up to " + (
-        f"{max(xla):.1f}"
-    )
+    yield f"it is at most {max(other):.2f}"
+    yield f"compiled by XLA, on this CPU, up to {max(xla):.1f}"
     yield f"{min(per_value):.0f} to {max(per_value):.0f} ns for each input"
     yield f"from {few:.0f} ns at 4 channels to {many:.1f} ns at 256"
     yield "{:.2f} of it at 32 x 32, {:.2f} at 64 x 64, {:.2f} at 224".format(
@@ -133,16 +132,15 @@ def _network_sentences():
     strided, floor = steps["strided"], steps[report.FLOOR]
     outer, inner = steps["outer"], steps["inner"]
     through = steps["straight-through"]
-    yield (
-        f"{outer / strided:.2f} times the strided network; the floor takes "
-        + (f"{floor / strided:.2f} times")
-    )
+    yield f"{outer / strided:.2f} times the strided network"
+    yield f"the floor takes {floor / strided:.2f} times"
     yield f"bring it to {outer / floor:.2f} of the floor"
     yield f"inner ramp takes {inner / steps['spectral']:.2f} of the time of"
     yield f"and {inner / strided:.2f} of that of strided convolutions"
-    yield f"straight-through {through / steps['spectral']:.2f} and " + (
-        f"{through / strided:.2f}"
-    )
+    ratios = [
+        f"{through / steps[name]:.2f}" for name in ("spectral", "strided")
+    ]
+    yield f"straight-through {' and '.join(ratios)}"
     yield f"in {RESULTS['seconds'] / 60:.0f} minutes"
     for key in ("device", "version", "keras"):
         yield RESULTS["environment"][key]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains ResNet-18 on Fashion-MNIST as NumPy arrays, on any Keras backend.
+r"""Trains ResNet-18 on Fashion-MNIST as NumPy arrays, on any Keras backend.
 
     KERAS_BACKEND=jax python scripts/benchmarks/fit_arrays.py \
         --files=/usr/share/datasets/fashion-mnist --output=results/jax.jsonl

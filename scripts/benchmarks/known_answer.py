@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Learned strides on a task whose right strides are known.
+r"""Learned strides on a task whose right strides are known.
 
-    python scripts/benchmarks/known_answer.py --output=results/known_answer.jsonl
+    python scripts/benchmarks/known_answer.py \
+        --output=results/known_answer.jsonl
 
 Images of 32 x 32 hold waves that run down the height, of 1 to 8 cycles and of
 random phase. The task is to detect which are present; nothing depends on the
