@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import benchmark_report  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from calls import layer_call, network, network_calls  # noqa: E402
+from calls import LayerCall, network, network_calls  # noqa: E402
 from contenders import (  # noqa: E402
     Case,
     has_convolutions,
@@ -119,7 +119,7 @@ def layer_rows(case: Case, arguments: argparse.Namespace) -> list[dict]:
     rows = {name: {"contender": name, **case._asdict()} for name in contenders}
     for measure, backward in (("forward", False), ("backward", True)):
         runs = {
-            name: layer_call(contender, x, backward)
+            name: LayerCall(contender, x, backward)
             for name, contender in contenders.items()
         }
         timings = interleave(runs, seconds=arguments.seconds)
@@ -179,7 +179,7 @@ def memory_of(name: str, arguments: argparse.Namespace) -> float | None:
     if arguments.part == "layer":
         contender = layer_contenders(MEMORY_CASE)[name]
         x = _layer_input(MEMORY_CASE)
-        one, run = (layer_call(contender, x, True) for x in (x[:1], x))
+        one, run = (LayerCall(contender, x, True) for x in (x[:1], x))
     else:
         model = network(network_contenders()[name], "channels_last")
         x = np.zeros((arguments.batch, 32, 32, 3), "float32")

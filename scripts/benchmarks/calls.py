@@ -17,8 +17,8 @@ from diffstride.resnet import resnet18
 from diffstride.static import Retracer
 
 
-class _LayerCall:
-    """A new layer, built for an input; each call waits for the result.
+class LayerCall:
+    """A new layer on one input; each call waits for the result.
 
     Args:
         contender: the layer.
@@ -28,111 +28,38 @@ class _LayerCall:
     """
 
     def __init__(self, contender: Contender, x: Any, backward: bool):
-        self.contender = contender
-        self.x = x
-        self.backward = backward
-        self.layer = contender.make()
-        self.layer.build(x.shape)
-        self.held = [self.layer] if contender.static else []
-        self.trainable = [v.value for v in self.layer.trainable_variables]
-        self.fixed = [v.value for v in self.layer.non_trainable_variables]
+        layer = contender.make()
+        layer.build(x.shape)
+        make = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+        self.low_rank_size = contender.low_rank_size
+        self.compile = functools.partial(
+            make[BACKEND], layer, backward, contender.jit
+        )
+        self.held = [layer] if contender.static else []
+        self.retracer = Retracer(self.held, self.compile)
+        self.values = [
+            [v.value for v in layer.trainable_variables],
+            [v.value for v in layer.non_trainable_variables],
+            x,
+        ]
 
     def __call__(self) -> None:
-        with _low_rank_from(self.contender.low_rank_size):
-            self.run()
-
-    def strides(self) -> list[np.ndarray]:
-        """Returns the strides of the layer, where its sizes are held."""
-        return [ops.convert_to_numpy(each.stride_weights) for each in self.held]
-
-
-class _TensorFlowCall(_LayerCall):
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.retracer = Retracer(self.held, self._compiled)
-
-    def run(self) -> None:
-        import tensorflow as tf
-
-        self.retracer(self.strides(), self.x)
-        if on_gpu():
-            tf.test.experimental.sync_devices()
-
-    def _compiled(self) -> Callable:
-        import tensorflow as tf
-
-        # A new function each time: TensorFlow keeps traces by function.
-        return tf.function(
-            lambda x: self._compute(x), jit_compile=self.contender.jit
-        )
-
-    def _compute(self, x: Any) -> Any:
-        import tensorflow as tf
-
-        if not self.backward:
-            return self.layer(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = _loss(self.layer(x))
-        return tape.gradient(loss, [x, *self.trainable])
-
-
-class _JaxCall(_LayerCall):
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.retracer = Retracer(self.held, self._compiled)
-
-    def run(self) -> None:
-        import jax
-
-        values = (self.trainable, self.fixed, self.x)
-        jax.block_until_ready(self.retracer(self.strides(), *values))
+        """Computes."""
+        _wait(self._run(self.retracer))
 
     def allotted(self) -> int:
-        """Returns the bytes of temporary values and outputs."""
-        retracer = Retracer(self.held, lambda: self._allotted)
-        with _low_rank_from(self.contender.low_rank_size):
-            return retracer(self.strides(), self.trainable, self.fixed, self.x)
+        """Returns the bytes of temporary values and outputs, on JAX."""
 
-    def _allotted(self, *values: Any) -> int:
-        memory = self._compiled().lower(*values).compile().memory_analysis()
-        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+        def analyse(*values: Any) -> int:
+            found = self.compile().lower(*values).compile().memory_analysis()
+            return found.temp_size_in_bytes + found.output_size_in_bytes
 
-    def _compiled(self) -> Callable:
-        import jax
+        return self._run(Retracer(self.held, lambda: analyse))
 
-        compute = self._forward
-        if self.backward:
-            compute = jax.grad(self._loss, argnums=(0, 2))
-        # A new function each time: JAX keeps traces by function.
-        return jax.jit(lambda *values: compute(*values))
-
-    def _forward(self, trainable: list, fixed: list, x: Any) -> Any:
-        return self.layer.stateless_call(trainable, fixed, x)[0]
-
-    def _loss(self, *values: Any) -> Any:
-        return _loss(self._forward(*values))
-
-
-class _TorchCall(_LayerCall):
-    def run(self) -> None:
-        import torch
-
-        if self.backward:
-            x = self.x.detach().requires_grad_(True)
-            torch.autograd.grad(_loss(self.layer(x)), [x, *self.trainable])
-        else:
-            with torch.no_grad():
-                self.layer(self.x)
-        if on_gpu():
-            torch.cuda.synchronize()
-
-
-layer_call = {
-    "tensorflow": _TensorFlowCall,
-    "jax": _JaxCall,
-    "torch": _TorchCall,
-}[BACKEND]
+    def _run(self, retracer: Retracer) -> Any:
+        strides = [ops.convert_to_numpy(x.stride_weights) for x in self.held]
+        with _low_rank_from(self.low_rank_size):
+            return retracer(strides, *self.values)
 
 
 def network(pooling: Any, data_format: str) -> keras.Model:
@@ -158,7 +85,7 @@ def network(pooling: Any, data_format: str) -> keras.Model:
 def network_calls(
     model: keras.Model, x: np.ndarray, y: np.ndarray, burst: int = 1
 ) -> dict[str, Callable]:
-    """Returns functions that run a network forward, and train it for a step.
+    """Returns functions that run a network forward, and train it.
 
     Args:
         model: the network.
@@ -168,19 +95,20 @@ def network_calls(
             without waiting for each, as in real training.
 
     Returns:
-        `"forward"` and `"step"`, by the names of the results.
+        `"forward"` and `"step"`, which return the seconds they took.
     """
     if burst == 1:
-        return {
-            "forward": lambda: _discard(model.predict_on_batch(x)),
-            "step": lambda: _discard(model.train_on_batch(x, y)),
+        calls = {
+            "forward": (_timed, model.predict_on_batch, x),
+            "step": (_timed, model.train_on_batch, x, y),
         }
+        return {key: functools.partial(*call) for key, call in calls.items()}
     settings = {"batch_size": len(x) // burst, "verbose": 0}
+    fit = functools.partial(model.fit, x, y, shuffle=False, **settings)
+    predict = functools.partial(model.predict, x, **settings)
     return {
-        "forward": functools.partial(_clocked, model.predict, x, **settings),
-        "step": functools.partial(
-            _clocked, model.fit, x, y, shuffle=False, **settings
-        ),
+        "forward": functools.partial(_clocked, predict),
+        "step": functools.partial(_clocked, fit),
     }
 
 
@@ -197,14 +125,71 @@ class _Clock(keras.callbacks.Callback):
     on_train_end = on_predict_end = _stop
 
 
-def _clocked(method: Callable, *args: Any, **kwargs: Any) -> float:
+def _clocked(method: Callable) -> float:
     clock = _Clock()
-    method(*args, callbacks=[clock], **kwargs)
+    method(callbacks=[clock])
     return clock.seconds
 
 
-def _discard(result: Any) -> None:
-    """Returns nothing, so that the caller's clock counts."""
+def _timed(method: Callable, *args: Any) -> float:
+    begin = time.perf_counter()
+    method(*args)
+    return time.perf_counter() - begin
+
+
+def _tensorflow(layer: Any, backward: bool, jit: bool) -> Callable:
+    import tensorflow as tf
+
+    def compute(trainable: list, fixed: list, x: Any) -> Any:
+        if not backward:
+            return layer(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = _loss(layer(x))
+        return tape.gradient(loss, [x, *trainable])
+
+    return tf.function(compute, jit_compile=jit)
+
+
+def _jax(layer: Any, backward: bool, jit: bool) -> Callable:
+    import jax
+
+    def forward(*values: Any) -> Any:
+        return layer.stateless_call(*values)[0]
+
+    def loss(*values: Any) -> Any:
+        return _loss(forward(*values))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 2)) if backward else forward)
+
+
+def _torch(layer: Any, backward: bool, jit: bool) -> Callable:
+    import torch
+
+    def compute(trainable: list, fixed: list, x: Any) -> None:
+        if backward:
+            x = x.detach().requires_grad_(True)
+            torch.autograd.grad(_loss(layer(x)), [x, *trainable])
+        else:
+            with torch.no_grad():
+                layer(x)
+
+    return compute
+
+
+def _wait(results: Any) -> None:
+    if BACKEND == "jax":
+        import jax
+
+        jax.block_until_ready(results)
+    elif on_gpu() and BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.test.experimental.sync_devices()
+    elif on_gpu():
+        import torch
+
+        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains ResNet-18 on Fashion-MNIST as NumPy arrays, on any Keras backend.
+r"""Trains ResNet-18 on Fashion-MNIST as NumPy arrays, on any Keras backend.
 
-    KERAS_BACKEND=jax python scripts/fit_arrays.py \
+    KERAS_BACKEND=jax python scripts/benchmarks/fit_arrays.py \
         --files=/usr/share/datasets/fashion-mnist --output=results/jax.jsonl
 
 Needs keras, one of tensorflow, jax and torch, and the four IDX files; neither
@@ -15,15 +15,19 @@ import gzip
 import json
 import os
 import pathlib
+import sys
 import time
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import benchmark  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from contenders import RAMPS  # noqa: E402
+from timing import measured_on  # noqa: E402
 
 from diffstride import DiffStride, FixedSpectralPooling  # noqa: E402
+from diffstride.errors import DataError, run_reporting_errors  # noqa: E402
 from diffstride.profiling import pooling_states, profile  # noqa: E402
 from diffstride.resnet import resnet18  # noqa: E402
 
@@ -32,7 +36,7 @@ POOLINGS = {
     "spectral": functools.partial(FixedSpectralPooling, norm="forward"),
     **{
         name: functools.partial(DiffStride, norm="forward", ramp=ramp)
-        for name, ramp in benchmark.RAMPS.items()
+        for name, ramp in RAMPS.items()
     },
 }
 
@@ -57,9 +61,9 @@ class Timer(keras.callbacks.Callback):
         self.seconds.append(round(self._last - self._begin, 2))
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     """Trains with each pooling in turn."""
-    arguments = _arguments()
+    arguments = _arguments(argv)
     if arguments.dtype != "float32":
         keras.config.set_dtype_policy(f"mixed_{arguments.dtype}")
     train = load(arguments.files, "train", arguments.limit)
@@ -76,9 +80,12 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+    return 0
 
 
-def fit(name: str, train: tuple, test: tuple, arguments: argparse.Namespace):
+def fit(
+    name: str, train: tuple, test: tuple, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Trains one network.
 
     Args:
@@ -91,20 +98,17 @@ def fit(name: str, train: tuple, test: tuple, arguments: argparse.Namespace):
         What the run has shown, ready for JSON.
     """
     keras.utils.set_random_seed(arguments.seed)
-    steps = -(-len(train[0]) // arguments.batch) * arguments.epochs
-    filters = [n * arguments.width // 64 for n in (64, 64, 128, 256, 512)]
     model = resnet18(
         strides=arguments.strides,
-        filters=filters,
+        filters=[n * arguments.width // 64 for n in (64, 64, 128, 256, 512)],
         pooling_cls=POOLINGS[name],
         weight_decay=5e-4,
     )
     model.build((None, *train[0].shape[1:]))
+    steps = -(-len(train[0]) // arguments.batch) * arguments.epochs
+    peak, warmup = arguments.learning_rate, steps // 20
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        steps,
-        warmup_target=arguments.learning_rate,
-        warmup_steps=steps // 20,
+        0.0, steps, warmup_target=peak, warmup_steps=warmup
     )
     model.compile(
         keras.optimizers.SGD(rate, momentum=0.9),
@@ -121,20 +125,17 @@ def fit(name: str, train: tuple, test: tuple, arguments: argparse.Namespace):
         callbacks=[timer],
     ).history
     states = pooling_states(profile(model, train[0].shape[1:]))
+    settings = ("strides", "width", "batch", "seed", "dtype")
     return {
         "pooling": name,
-        "strides": arguments.strides,
-        "width": arguments.width,
-        "batch": arguments.batch,
-        "seed": arguments.seed,
-        "dtype": arguments.dtype,
+        **{key: getattr(arguments, key) for key in settings},
         "images": len(train[0]),
         "learned_strides": [state.strides for state in states],
         "output_sizes": [state.output_size for state in states],
         "seconds": timer.seconds,
         "val_accuracy": [float(a) for a in history["val_accuracy"]],
         "loss": [float(loss) for loss in history["loss"]],
-        "environment": benchmark.measured_on(),
+        "environment": measured_on(),
     }
 
 
@@ -149,13 +150,8 @@ def load(folder: str, split: str, limit: int | None) -> tuple:
     Returns:
         Arrays of shape (images, 28, 28, 1) and (images,).
     """
-    images, labels = (
-        np.frombuffer(_read(folder, f"{split}-{name}"), "uint8", offset=offset)
-        for name, offset in (
-            ("images-idx3-ubyte", 16),
-            ("labels-idx1-ubyte", 8),
-        )
-    )
+    images = np.frombuffer(_read(folder, f"{split}-images"), "uint8", offset=16)
+    labels = np.frombuffer(_read(folder, f"{split}-labels"), "uint8", offset=8)
     images = images.reshape(-1, 28, 28, 1).astype("float32") / 255
     if keras.config.image_data_format() == "channels_first":
         images = np.moveaxis(images, -1, 1)
@@ -164,16 +160,16 @@ def load(folder: str, split: str, limit: int | None) -> tuple:
 
 
 def _read(folder: str, name: str) -> bytes:
-    for path in sorted(pathlib.Path(folder).glob(f"{name}*")):
+    for path in sorted(pathlib.Path(folder).glob(f"{name}-idx*-ubyte*")):
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
-    raise SystemExit(
-        f"error: no {name} in --files={folder}; it must hold the four IDX "
-        "files of Fashion-MNIST"
+    raise DataError(
+        f"no {name} in --files={folder}; it must hold the four IDX files of "
+        "Fashion-MNIST"
     )
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -190,8 +186,8 @@ def _arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="number of images to take")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_reporting_errors(main)(sys.argv[1:]))

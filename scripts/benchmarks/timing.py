@@ -54,13 +54,13 @@ def peak_memory(run: Callable) -> float | None:
     """Measures the most memory that a call holds beyond what was held before.
 
     Args:
-        run: a function without arguments. If it has a method `allotted`, the
-            bytes which that returns are taken instead.
+        run: a function without arguments. On JAX its method `allotted`, if it
+            has one, gives the bytes without a call.
 
     Returns:
         Memory in MB, or `None` where nothing tells.
     """
-    if hasattr(run, "allotted"):
+    if BACKEND == "jax" and hasattr(run, "allotted"):
         return round(run.allotted() / _MEBIBYTE, 2)
     if BACKEND == "torch" and on_gpu():
         import torch
