@@ -48,9 +48,10 @@ def add_stride_cost(
     once. Strides that are not trained count as constants, those of layers with
     `frozen=True` not at all. Where no stride is trained nothing is added.
 
-    The term is among `model.losses`, like any regulariser: `fit` and `evaluate`
-    heed it on every backend, and with `static_sizes`. It is no part of what is
-    saved; call this again on a model that was loaded, cloned or frozen.
+    The term is among `model.losses`, like any regulariser: `fit` and
+    `evaluate` include it on every backend, and with `static_sizes`. It is no
+    part of what is saved; call this again on a model that was loaded, cloned
+    or frozen.
 
     Args:
         model: any built model that holds DiffStride layers.
@@ -79,7 +80,9 @@ def add_stride_cost(
         raise ValueError(
             f"`weight` must be finite and >= 0. Received: weight={weight}"
         )
-    reached = {id(call.layer): call.layer for call in profile(model, input_shape)}
+    reached = {
+        id(call.layer): call.layer for call in profile(model, input_shape)
+    }
     layers = [
         layer
         for layer in reached.values()
@@ -90,40 +93,29 @@ def add_stride_cost(
             "`model` must hold DiffStride layers that are not frozen and that "
             f"its forward pass reaches. Received: {model.name}, without any"
         )
+    term = _StrideCost(float(weight), layers) if weight else None
     for layer in layers:
-        layer.stride_weights.regularizer = (
-            _Term(float(weight), layer, layers) if weight else None
-        )
+        layer.stride_weights.regularizer = term
     # Functions that were compiled before know nothing of it.
     model.train_function = model.test_function = None
     return model
 
 
-class _Term:
-    """Regulariser of the stride variable of a layer, among others.
+class _StrideCost(keras.regularizers.Regularizer):
+    """`weight * J`, in equal parts for all strides that are trained.
 
-    Keras asks the variables that are trained at that time. The first of them
-    answers for all.
+    Keras asks the regulariser of each variable that is trained at that time,
+    and adds up what it hears.
     """
 
-    def __init__(
-        self,
-        weight: float,
-        layer: BaseDiffStride,
-        layers: Sequence[BaseDiffStride],
-    ):
+    def __init__(self, weight: float, layers: Sequence[BaseDiffStride]):
         self.weight = weight
-        self.layer = layer
         self.layers = layers
 
     def __call__(self, _: Any) -> Any:
-        trained = [
-            each for each in self.layers if each.stride_weights.trainable
-        ]
-        if self.layer is not trained[0]:
-            return ops.zeros(())
+        parts = sum(layer.stride_weights.trainable for layer in self.layers)
         strides = [
             ops.broadcast_to(layer.scaled_strides(), (layer.rank,))
             for layer in self.layers
         ]
-        return self.weight * stride_cost(strides, rank=1)
+        return self.weight / parts * stride_cost(strides, rank=1)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from diffstride import resampling as spectral
-from diffstride.pooling import BaseSpectralPooling
 from diffstride.budget import stride_cost
 from diffstride.formatting import aligned, human
+from diffstride.internals import sublayers
+from diffstride.pooling import BaseSpectralPooling
 from diffstride.profiling import Call, path_in, pooling_states, profile
-
+from diffstride.resampling import resample_macs
 
 # By the number of axes.
 _AXES = {
@@ -30,7 +30,7 @@ class LayerCost(NamedTuple):
         name: path of the layer inside of the model.
         kind: name of its class.
         input_shape: shape of its input, without batch dimension.
-        output_shape: shape of its output, likewise.
+        output_shape: shape of its output, without batch dimension.
         macs: number of multiply-accumulates.
         activation_bytes: size of its outputs.
     """
@@ -219,8 +219,8 @@ def _macs(call: Call) -> int:
     layer = call.layer
     inputs, outputs = math.prod(call.input_shape), math.prod(call.output_shape)
     if isinstance(layer, BaseSpectralPooling):
-        x = keras.KerasTensor(call.input_shape, layer.compute_dtype)
-        return spectral.resample_macs(x, layer.factors(x), layer.data_format)
+        bands = layer.bands(keras.KerasTensor(call.input_shape))
+        return resample_macs(call.input_shape, bands, layer.data_format)
     if isinstance(layer, layers.Dense):
         return outputs * call.input_shape[-1]
     if isinstance(layer, _SEPARABLE):
@@ -245,8 +245,8 @@ def _unknown(model: keras.Model) -> tuple[str, ...]:
     # a recurrent layer need not call its cell.
     unknown = [
         layer
-        for layer in model._flatten_layers()
-        if layer._trainable_variables + layer._non_trainable_variables
+        for layer in sublayers(model)
+        if _own_weights(layer)
         and not isinstance(layer, (*_COUNTED, *_ELEMENTWISE))
     ]
     names = tuple(path_in(model, layer) for layer in unknown)
@@ -258,3 +258,10 @@ def _unknown(model: keras.Model) -> tuple[str, ...]:
             stacklevel=1,  # One place: Python tells each text once.
         )
     return names
+
+
+def _own_weights(layer: keras.layers.Layer) -> list[Any]:
+    """The weights of a layer that are not those of a layer inside of it."""
+    _, *inner = sublayers(layer)
+    others = {id(weight) for each in inner for weight in each.weights}
+    return [weight for weight in layer.weights if id(weight) not in others]

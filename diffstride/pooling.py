@@ -2,10 +2,9 @@
 
 Strides are input size / nominal output size along each axis; smoothness is
 counted in frequency bins. All dimensions share one base class. The mathematics
-is in `diffstride.spectral`.
+is in `diffstride.masks` and `diffstride.resampling`.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from diffstride import resampling as spectral
+from diffstride.masks import RAMPS, Band, HardCrop, LowPass
+from diffstride.resampling import NORMS, resample, spatial_sizes
+from diffstride.static import LearnedSizes
 
 PACKAGE = "diffstride"
 
@@ -68,7 +68,7 @@ class BaseSpectralPooling(keras.layers.Layer):
     """What the spectral layers share: format, norm, shapes, the product.
 
     A subclass sets `rank`, the number of spatial axes. It gives
-    `_bands(inputs, sizes)`, the `spectral.Band` in force along each axis, and
+    `bands(inputs)`, the mask in force along each axis, and
     `_static_sizes(sizes)`, what is known of the output sizes in advance.
     """
 
@@ -87,9 +87,9 @@ class BaseSpectralPooling(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.strides = _standardize_strides(strides, self.rank)
-        if norm not in spectral.NORMS:
+        if norm not in NORMS:
             raise ValueError(
-                f"`norm` must be one of {spectral.NORMS}. Received: norm={norm}"
+                f"`norm` must be one of {NORMS}. Received: norm={norm}"
             )
         self.norm = norm
         self.data_format = _standardize_data_format(data_format)
@@ -98,13 +98,11 @@ class BaseSpectralPooling(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
         inputs = ops.cast(inputs, self.compute_dtype)
-        return spectral.resample(inputs, self.factors(inputs), self.data_format)
+        return resample(inputs, self.bands(inputs), self.norm, self.data_format)
 
-    def factors(self, inputs: Any) -> list[spectral.Factor]:
-        """Returns the matrices that `inputs` will be multiplied by."""
-        shape = ops.shape(inputs)
-        sizes = tuple(shape[axis] for axis in self.spatial_axes)
-        return spectral.factors(sizes, self._bands(inputs, sizes), self.norm)
+    def bands(self, inputs: Any) -> tuple[Band, ...]:
+        """Returns what each axis keeps of the spectrum of `inputs`."""
+        raise NotImplementedError
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a stride decides it."""
@@ -163,7 +161,7 @@ class BaseSpectralPooling(keras.layers.Layer):
         return True
 
 
-class BaseDiffStride(BaseSpectralPooling):
+class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
     """Downsampling with learned strides, in any number of dimensions."""
 
     def __init__(
@@ -205,9 +203,9 @@ class BaseDiffStride(BaseSpectralPooling):
             "upper_limit_stride",
             upper_limit_stride,
         )
-        if ramp not in spectral.RAMPS:
+        if ramp not in RAMPS:
             raise ValueError(
-                f"`ramp` must be one of {spectral.RAMPS}. Received: ramp={ramp}"
+                f"`ramp` must be one of {RAMPS}. Received: ramp={ramp}"
             )
         if not (_is_number(stride_lr_multiplier) and stride_lr_multiplier >= 0):
             raise ValueError(
@@ -222,14 +220,14 @@ class BaseDiffStride(BaseSpectralPooling):
         self.ramp = ramp
         self.stride_lr_multiplier = stride_lr_multiplier
         self.frozen = frozen
-        # What `static_sizes` knows of the strides while a step is traced.
-        self.held: HeldStrides | None = None
-        # No compiler takes an output size that depends on a variable, and Keras
-        # turns XLA on by itself where no layer objects. On JAX it has nothing
-        # else to offer; there, `call` says what is to be done.
-        self.supports_jit = (
-            frozen or not cropping or keras.backend.backend() == "jax"
+        self.low_pass = LowPass(
+            smoothness_factor,
+            ramp,
+            lower_limit_stride,
+            upper_limit_stride,
+            cropping,
         )
+        self.supports_jit = self.compiles()
 
     def build(self, input_shape: tuple) -> None:
         """Creates the stride variable, of shape (rank,), or (1,) if shared."""
@@ -264,11 +262,16 @@ class BaseDiffStride(BaseSpectralPooling):
         kept = self.strides[:1] if self.shared_stride else self.strides
         return np.asarray(kept, self._matrix_dtype)
 
-    def frozen_config(self) -> dict:
-        """Returns the arguments of this layer with its strides as they are."""
+    def freeze(self) -> None:
+        """Makes constants of the strides as they are; see `diffstride.freeze`.
+
+        What has been built around this layer, or compiled, does not notice.
+        """
         strides = ops.convert_to_numpy(self.stride_weights)
-        strides = np.broadcast_to(strides, (self.rank,)).tolist()
-        return {**self.get_config(), "strides": strides, "frozen": True}
+        strides = np.broadcast_to(strides, (self.rank,))
+        self.strides = tuple(strides.tolist())
+        self.frozen = True
+        self.trainable = False
 
     def output_sizes(
         self, sizes: Sequence[int], strides: Any
@@ -282,7 +285,7 @@ class BaseDiffStride(BaseSpectralPooling):
         Returns:
             Output size of each axis, if cropped.
         """
-        return self._cropped(tuple(sizes), self._used(strides, tuple(sizes)))
+        return self.low_pass.output_sizes(sizes, strides)
 
     def scaled_strides(self) -> Any:
         """Returns the stride variable, its gradient multiplied."""
@@ -292,114 +295,23 @@ class BaseDiffStride(BaseSpectralPooling):
         value = ops.stop_gradient(strides)
         return value + self.stride_lr_multiplier * (strides - value)
 
-    def _bands(self, inputs: Any, sizes: tuple) -> tuple:
-        host = self._host_strides()
-        static = host is not None and all(isinstance(n, int) for n in sizes)
-        if static:
-            cropped = self.output_sizes(sizes, host)
-            if self.held is not None:
-                self.held.sizes[sizes] = cropped
-        elif self.cropping:
-            self._refuse_compilers(inputs)
-        strides = host if self.frozen else self.scaled_strides()
-        used = self._used(strides, sizes)
-        if not static:
-            cropped = self._cropped(sizes, used)
-        return tuple(
-            spectral.learned_band(
-                size,
-                output_size,
-                used[axis],
-                self.smoothness_factor,
-                self.ramp,
-                self.cropping,
-            )
-            for axis, (size, output_size) in enumerate(
-                zip(sizes, cropped, strict=True)
-            )
-        )
-
-    def _used(self, strides: Any, sizes: tuple) -> Any:
-        return spectral.used_strides(
-            strides,
-            sizes,
-            self.smoothness_factor,
-            self.lower_limit_stride,
-            self.upper_limit_stride,
-            self.ramp,
-        )
-
-    def _cropped(self, sizes: tuple, used: Any) -> tuple:
-        return tuple(
-            spectral.learned_size(
-                size,
-                used[axis],
-                self.smoothness_factor,
-                self.ramp,
-                two_sided=axis < self.rank - 1,
-            )
-            for axis, size in enumerate(sizes)
-        )
-
-    def _host_strides(self) -> np.ndarray | None:
-        """Strides as an array, or `None` where they are known later."""
-        if self.frozen:
-            return self.initial_strides
-        if self.held is not None:
-            return self.held.strides
-        # Under an eager `jax.grad` a tracer covers the value.
-        for uncover in (lambda variable: variable, ops.stop_gradient):
-            try:
-                return ops.convert_to_numpy(uncover(self.stride_weights.value))
-            except (TypeError, NotImplementedError):
-                continue
-        if keras.backend.backend() == "jax" and in_symbolic_scope():
-            # Keras builds what follows. Layers say `None` in advance for sizes
-            # that are learned; here a number is needed, and any will do.
-            return self.initial_strides
-        return None
-
-    def _refuse_compilers(self, inputs: Any) -> None:
-        """Raises where a size that is not known cannot be compiled."""
-        if self.held is not None:
-            raise ValueError(
-                f"`static_sizes` needs inputs of known size at {self.name}. "
-                f"Received: an input of shape {tuple(inputs.shape)}. Give the "
-                "size in `keras.Input`, or to the data set that is trained on."
-            )
-        if keras.backend.backend() == "jax" or _in_xla(inputs):
-            raise NotImplementedError(
-                f"{self.name} was called inside of a compiled function (XLA or "
-                "`jax.jit`), where the size of its output must be known, while "
-                "it depends on a learned stride. Call "
-                "`diffstride.static_sizes(model)` before training, or "
-                "`diffstride.freeze(model)` after it."
-            )
+    def bands(self, inputs: Any) -> tuple[Band, ...]:
+        """Returns the mask along each axis, with the strides' gradient."""
+        sizes = spatial_sizes(inputs, self.data_format)
+        known = self.known_output_sizes(inputs, sizes)
+        strides = self.initial_strides if self.frozen else self.scaled_strides()
+        return self.low_pass.bands(sizes, strides, known)
 
     def _static_sizes(self, sizes: list) -> list:
         if not self.cropping:
             return sizes
         if not self.frozen or None in sizes:
             return [None] * self.rank
-        return list(self.output_sizes(sizes, self._host_strides()))
+        return list(self.output_sizes(sizes, self.initial_strides))
 
     @property
     def _strides_are_constant(self) -> bool:
         return self.frozen
-
-
-@dataclasses.dataclass
-class HeldStrides:
-    """Strides of a layer, as numbers, for as long as one step is traced.
-
-    Attributes:
-        strides: array of the shape of the stride variable.
-        sizes: filled in by the layer; for each tuple of input sizes that it
-            met, its output sizes.
-    """
-
-    strides: np.ndarray
-    sizes: dict[tuple, tuple]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -410,7 +322,7 @@ class DiffStride(BaseDiffStride):
     half-width is `max(size / stride, 2) / 2`, and cropped to where the mask is
     not zero. The mask falls from one to zero over `smoothness_factor` frequency
     bins; gradient reaches the stride through this ramp. Where the ramp lies is
-    for `ramp` to say; the formulas are in `diffstride.spectral`.
+    for `ramp` to say; the formulas are in `diffstride.masks`.
 
     With the outer ramp the stride in force is never below
     `size / (size - smoothness_factor)`, where the mask would be flat; the
@@ -564,6 +476,7 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
         **kwargs: Any,
     ):
         super().__init__(strides, norm, data_format, **kwargs)
+        self._crop = HardCrop(self.strides, self._matrix_dtype)
 
     def build(self, input_shape: tuple) -> None:
         """Creates the weight that records the strides."""
@@ -576,23 +489,12 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
             autocast=False,
         )
 
-    def _bands(self, inputs: Any, sizes: tuple) -> tuple:
-        return tuple(
-            spectral.fixed_band(size, output_size, self._matrix_dtype)
-            for size, output_size in zip(
-                sizes, self._static_sizes(sizes), strict=True
-            )
-        )
+    def bands(self, inputs: Any) -> tuple[Band, ...]:
+        """Returns what each axis keeps."""
+        return self._crop.bands(spatial_sizes(inputs, self.data_format))
 
-    def _static_sizes(self, sizes: Sequence) -> list:
-        return [
-            None
-            if size is None
-            else spectral.fixed_size(size, stride, even=axis < self.rank - 1)
-            for axis, (size, stride) in enumerate(
-                zip(sizes, self.strides, strict=True)
-            )
-        ]
+    def _static_sizes(self, sizes: Sequence) -> Sequence:
+        return self._crop.output_sizes(sizes)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -799,22 +701,6 @@ def _check_limits(
             f"`{upper_name}` must be at least `{lower_name}`. "
             f"Received: {upper_name}={upper}, {lower_name}={lower}"
         )
-
-
-def _in_xla(tensor: Any) -> bool:
-    """Whether a symbolic tensor of TensorFlow is about to be compiled by XLA.
-
-    TensorFlow itself says so only once compilation has failed.
-    """
-    graph = getattr(tensor, "graph", None)
-    while hasattr(graph, "_get_control_flow_context"):
-        context = graph._get_control_flow_context()
-        while context is not None:
-            if context.IsXLAContext():
-                return True
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-    return False
 
 
 def _initial_value(values: Sequence[float]) -> Any:

@@ -1,5 +1,13 @@
-"""What the layers of a model do to one example: a blank one is sent through."""
+"""What the layers of a model do to one example: a blank one is sent through.
 
+Keras tells a layer's calls to nobody, so that `profile` has to stand between a
+model and its layers: for the length of one forward pass it puts a method that
+records in the place of each leaf layer's `call`. Graphs of functional models
+would do without, but know neither what a composite layer does inside nor sizes
+that are learned.
+"""
+
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -9,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from diffstride.internals import sublayers
 from diffstride.pooling import (
     BaseDiffStride,
     BaseFixedSpectralPooling,
@@ -25,7 +34,7 @@ class Call(NamedTuple):
         layer: the layer.
         name: its path inside of the model.
         input_shape: shape of its first input, with a batch dimension.
-        output_shape: shape of its first output, likewise.
+        output_shape: shape of its first output, with a batch dimension.
         output_bytes: size of all its outputs.
     """
 
@@ -37,10 +46,10 @@ class Call(NamedTuple):
 
 
 def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
-    """Runs one blank example through a model and records the calls of its leaf layers.
+    """Runs one blank example through a model and records its layers' calls.
 
-    These are the layers without layers of their own. What a model computes
-    outside of them is not seen.
+    Recorded are leaf layers, those without layers of their own. What a model
+    computes outside of them is not seen.
 
     Args:
         model: a built model.
@@ -66,25 +75,15 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         lambda shape: np.zeros((1, *shape), "float32"), input_shape
     )
     calls: list[Call] = []
-
-    def profiled(layer: keras.layers.Layer) -> Callable:
-        call = layer.call
-
-        def profiling(*args: Any, **kwargs: Any) -> Any:
-            outputs = call(*args, **kwargs)
-            name = path_in(model, layer)
-            calls.append(_record(layer, name, (args, kwargs), outputs))
-            return outputs
-
-        return profiling
-
     leaves = [
         layer
-        for layer in model._flatten_layers(include_self=False)
-        if not layer._layers
+        for layer in sublayers(model)
+        if layer is not model and len(list(sublayers(layer))) == 1
     ]
     for layer in leaves:
-        layer.call = profiled(layer)
+        layer.call = functools.partial(
+            _recorded, layer, layer.call, path_in(model, layer), calls
+        )
     try:
         model(blank, training=False)
     finally:
@@ -106,13 +105,13 @@ class PoolingState(NamedTuple):
         name: path of the layer inside of the model.
         initial: strides it was built with, one for each axis.
         strides: strides it has now.
-        input_size: size of the map it receives, likewise.
-        output_size: size of the map it returns.
+        input_size: size of the map it receives, one for each axis.
+        output_size: size of the map it returns, one for each axis.
         learned: whether its strides are trainable.
         kind: name of its class.
-        ramp: where its mask falls off; `None` where there is no such choice.
-        smoothness_factor: width of that ramp, likewise.
-        norm: scaling of its transforms, likewise.
+        ramp: its ramp, `None` if it has none.
+        smoothness_factor: width of that ramp, `None` if it has none.
+        norm: scaling of its transforms, `None` if it has none.
         shared_stride: whether one number serves as stride of all axes.
     """
 
@@ -131,9 +130,7 @@ class PoolingState(NamedTuple):
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the pooling layers of a model that are ours, each once."""
-    return [
-        layer for layer in model._flatten_layers() if isinstance(layer, _KINDS)
-    ]
+    return [layer for layer in sublayers(model) if isinstance(layer, _KINDS)]
 
 
 def stride_variables(model: keras.Model) -> list[Any]:
@@ -191,6 +188,19 @@ def _state(call: Call) -> PoolingState:
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
     )
+
+
+def _recorded(
+    layer: keras.layers.Layer,
+    call: Callable,
+    name: str,
+    calls: list[Call],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    outputs = call(*args, **kwargs)
+    calls.append(_record(layer, name, (args, kwargs), outputs))
+    return outputs
 
 
 def _known_shape(model: keras.Model) -> Any:

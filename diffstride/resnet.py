@@ -8,20 +8,60 @@ branch and the shortcut alike.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from diffstride.pooling import PACKAGE, BaseDiffStride
-from diffstride.static import static_sizes
+from diffstride.internals import sublayers
+from diffstride.pooling import PACKAGE
+from diffstride.static import StaticSizes
 
-PoolingClass = Callable[..., keras.layers.Layer] | dict | None
+PoolingClass = Callable[..., keras.layers.Layer] | None
 Stride = int | float | Sequence[float]
 
 
+class SavesPooling:
+    """Mixin: saves the pooling layers in the place of `pooling_cls`.
+
+    That may be any callable, such as a partial or a class configured elsewhere,
+    of which a saved model could not tell what it makes.
+    """
+
+    @classmethod
+    def from_config(cls, config: dict) -> Any:
+        """Makes the layer or model of what `get_config` returned."""
+        saved = config.get("pooling_cls")
+        if saved is None:
+            return cls(**config)
+        if isinstance(saved, dict):
+            # Before version 0.2 one layer stood for all of them.
+            layer = keras.saving.deserialize_keras_object(saved)
+            factory = functools.partial(type(layer), **_free_config(layer))
+        else:
+            layers = map(keras.saving.deserialize_keras_object, saved)
+            factory = functools.partial(_next, iter(layers))
+        return cls(**{**config, "pooling_cls": factory})
+
+    def _saved_pooling(self) -> list[dict] | None:
+        if self.pooling_cls is None:
+            return None
+        made = [
+            keras.saving.serialize_keras_object(layer)
+            for layer in sublayers(self)
+            if layer.name == _POOLING
+        ]
+        for config in made:  # They are built with what they are part of.
+            config.pop("build_config", None)
+        return made
+
+
+# Name of all pooling layers of these networks.
+_POOLING = "pooling"
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResidualLayer(keras.layers.Layer):
+class ResidualLayer(SavesPooling, keras.layers.Layer):
     """Pre-activation residual layer.
 
     Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv. Shortcut: the input,
@@ -82,23 +122,24 @@ class ResidualLayer(keras.layers.Layer):
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
-        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.pooling_cls = pooling_cls
         self.project = project
         self.channels_first = _resolve_channels_first(channels_first)
         self.weight_decay = weight_decay
 
         parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
         conv_strides = _conv_strides(strides, pooling_cls)
-        self.bn_in = parts.batch_norm("bn_in")
+        self.bn_in = parts.batch_norm_relu("bn_in")
         self.conv_in = parts.conv(filters, kernel_size, conv_strides, "conv_in")
         self.pooling = None
         self.conv_shortcut = None
         if project:
-            self.pooling = parts.pooling(self.pooling_cls, strides)
+            if pooling_cls is not None:
+                self.pooling = parts.pooling(pooling_cls, strides)
             self.conv_shortcut = parts.conv(
                 filters, 1, conv_strides, "conv_shortcut"
             )
-        self.bn_out = parts.batch_norm("bn_out")
+        self.bn_out = parts.batch_norm_relu("bn_out")
         self.conv_out = parts.conv(filters, kernel_size, 1, "conv_out")
 
     def build(self, input_shape: tuple) -> None:
@@ -131,9 +172,9 @@ class ResidualLayer(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the sum of main branch and shortcut."""
-        x = keras.ops.relu(self.bn_in(inputs, training=training))
+        x = self.bn_in(inputs, training=training)
         x = self._pool(self.conv_in(x))
-        x = keras.ops.relu(self.bn_out(x, training=training))
+        x = self.bn_out(x, training=training)
         return self.conv_out(x) + self._shortcut(inputs)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -150,18 +191,10 @@ class ResidualLayer(keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "pooling_cls": _pooling_config(self.pooling_cls),
+            "pooling_cls": self._saved_pooling(),
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
-        }
-
-    def frozen_config(self) -> dict:
-        """Returns the arguments, with learned strides as they are now."""
-        return {
-            **self.get_config(),
-            "strides": _strides_now(self.pooling, self.strides),
-            "pooling_cls": _pooling_config(_frozen_factory(self.pooling_cls)),
         }
 
     def _pool(self, x: Any) -> Any:
@@ -175,8 +208,11 @@ class ResidualLayer(keras.layers.Layer):
         return self._pool(self.conv_shortcut(x))
 
 
+_LAYER_ARGS = ("kernel_size", "pooling_cls", "channels_first", "weight_decay")
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResnetBlock(keras.layers.Layer):
+class ResnetBlock(SavesPooling, keras.layers.Layer):
     """A chain of residual layers, of which the first may project and stride.
 
     Args:
@@ -211,18 +247,9 @@ class ResnetBlock(keras.layers.Layer):
     ):
         layer_args = {
             key: residual_layer_args.pop(key)
-            for key in (
-                "kernel_size",
-                "pooling_cls",
-                "channels_first",
-                "weight_decay",
-            )
+            for key in _LAYER_ARGS
             if key in residual_layer_args
         }
-        if "pooling_cls" in layer_args:
-            layer_args["pooling_cls"] = _pooling_factory(
-                layer_args["pooling_cls"]
-            )
         super().__init__(**residual_layer_args)
         if num_layers < 1:
             raise ValueError(
@@ -232,6 +259,7 @@ class ResnetBlock(keras.layers.Layer):
         self.strides = strides
         self.num_layers = num_layers
         self.project_first = project_first
+        self.pooling_cls = layer_args.get("pooling_cls")
         self.residual_layer_args = layer_args
         layer_args = {**layer_args, "dtype": self.dtype_policy}
         self.layers = [
@@ -278,24 +306,19 @@ class ResnetBlock(keras.layers.Layer):
             **self.residual_layer_args,
         }
         if "pooling_cls" in config:
-            config["pooling_cls"] = _pooling_config(config["pooling_cls"])
-        return config
-
-    def frozen_config(self) -> dict:
-        """Returns the arguments, with learned strides as they are now."""
-        first = self.layers[0].frozen_config()
-        config = {**self.get_config(), "strides": first["strides"]}
-        if "pooling_cls" in config:
-            config["pooling_cls"] = first["pooling_cls"]
+            config["pooling_cls"] = self._saved_pooling()
         return config
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Resnet(keras.Model):
+class Resnet(SavesPooling, StaticSizes, keras.Sequential):
     """Pre-activation ResNet: stem, blocks, head.
 
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
-    dense. Kernels are initialised with he_normal; convolutions have no bias.
+    dense. These are the layers of a sequential model (`stem`, `pooling`,
+    `block_1`, ..., `bn_head`, `average`, `dense`), which is a graph with
+    `inputs`, `outputs` and feature maps once it is built. Kernels are
+    initialised with he_normal; convolutions have no bias.
 
     Args:
         filters: channels of the stem, then of each block.
@@ -312,7 +335,7 @@ class Resnet(keras.Model):
             that takes `strides` and `data_format`.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         num_layers: number of residual layers in each block.
-        **kwargs: arguments of every Keras model, such as `name`.
+        **kwargs: arguments of every Keras model, such as `name` and `dtype`.
 
     Call arguments:
         inputs: 4-D tensor of images, of any number of channels.
@@ -355,7 +378,10 @@ class Resnet(keras.Model):
         num_layers: int = 2,
         **kwargs: Any,
     ):
+        dtype = kwargs.pop("dtype", None)  # Sequential models take none.
         super().__init__(**kwargs)
+        if dtype is not None:
+            self.dtype_policy = keras.dtype_policies.get(dtype)
         strides = _parse_strides(strides)
         num_blocks = len(filters) - 1
         if num_blocks < 1 or len(strides) != len(filters):
@@ -385,73 +411,70 @@ class Resnet(keras.Model):
         self.output_activation = output_activation
         self.id_only = list(id_only)
         self.channels_first = _resolve_channels_first(channels_first)
-        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.pooling_cls = pooling_cls
         self.weight_decay = weight_decay
         self.num_layers = num_layers
 
-        parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
-        self.stem = parts.conv(
-            filters[0], 3, _conv_strides(strides[0], pooling_cls), "stem"
+        for layer in self._parts():
+            self.add(layer)
+
+    def _parts(self) -> Iterator[keras.layers.Layer]:
+        """The layers from the input to the output."""
+        parts = _Parts(
+            self.channels_first, self.weight_decay, self.dtype_policy
         )
-        self.stem_pooling = parts.pooling(self.pooling_cls, strides[0])
-        self.blocks = [
-            ResnetBlock(
-                filters[i],
-                strides[i],
-                num_layers,
-                project_first=not id_only[i - 1],
+        yield parts.conv(
+            self.filters[0],
+            3,
+            _conv_strides(self.strides[0], self.pooling_cls),
+            "stem",
+        )
+        if self.pooling_cls is not None:
+            yield parts.pooling(self.pooling_cls, self.strides[0])
+        for i, identity in enumerate(self.id_only, 1):
+            yield ResnetBlock(
+                self.filters[i],
+                self.strides[i],
+                self.num_layers,
+                project_first=not identity,
                 pooling_cls=self.pooling_cls,
                 channels_first=self.channels_first,
-                weight_decay=weight_decay,
+                weight_decay=self.weight_decay,
                 dtype=self.dtype_policy,
                 name=f"block_{i}",
             )
-            for i in range(1, num_blocks + 1)
-        ]
-        self.bn_head = parts.batch_norm("bn_head")
-        self.average = keras.layers.GlobalAveragePooling2D(
+        yield parts.batch_norm_relu("bn_head")
+        yield keras.layers.GlobalAveragePooling2D(
             data_format=parts.data_format,
             dtype=self.dtype_policy,
             name="average",
         )
-        self.dense = keras.layers.Dense(
-            num_output_classes,
-            activation=output_activation,
+        yield keras.layers.Dense(
+            self.num_output_classes,
+            activation=self.output_activation,
             kernel_initializer="he_normal",
             kernel_regularizer=parts.penalty(),
             bias_regularizer=parts.penalty(),
             dtype=self.dtype_policy,
             name="dense",
         )
-        if keras.backend.backend() == "jax":
-            static_sizes(self)
 
     def build(self, input_shape: tuple) -> None:
-        """Builds the parts from the input to the output."""
-        shape = self.stem.compute_output_shape(input_shape)
-        self.stem.build(input_shape)
-        if self.stem_pooling is not None:
-            self.stem_pooling.build(shape)
-            shape = self.stem_pooling.compute_output_shape(shape)
-        for block in self.blocks:
-            block.build(shape)
-            shape = block.compute_output_shape(shape)
-        self.bn_head.build(shape)
-        self.dense.build((shape[0], self.filters[-1]))
+        """Builds the graph, for batches of any size."""
+        super().build((None, *input_shape[1:]))
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Returns logits, or what `output_activation` makes of them."""
-        x = self.stem(inputs)
-        if self.stem_pooling is not None:
-            x = self.stem_pooling(x)
-        for block in self.blocks:
-            x = block(x, training=training)
-        x = keras.ops.relu(self.bn_head(x, training=training))
-        return self.dense(self.average(x))
+    # Files saved before version 0.2 know the parts by these names.
+    stem = property(lambda self: self.get_layer("stem"))
+    stem_pooling = property(
+        lambda self: self.pooling_cls and self.get_layer(_POOLING)
+    )
+    bn_head = property(lambda self: self.get_layer("bn_head"))
+    dense = property(lambda self: self.get_layer("dense"))
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns `(batch, num_output_classes)`."""
-        return (input_shape[0], self.num_output_classes)
+    @property
+    def blocks(self) -> list[ResnetBlock]:
+        """The blocks of residual layers, in their order."""
+        return [each for each in self.layers if isinstance(each, ResnetBlock)]
 
     def get_config(self) -> dict:
         """Returns the arguments."""
@@ -459,26 +482,18 @@ class Resnet(keras.Model):
         if callable(activation):
             activation = keras.activations.serialize(activation)
         return {
-            **super().get_config(),
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "filters": self.filters,
             "strides": self.strides,
             "num_output_classes": self.num_output_classes,
             "output_activation": activation,
             "id_only": self.id_only,
             "channels_first": self.channels_first,
-            "pooling_cls": _pooling_config(self.pooling_cls),
+            "pooling_cls": self._saved_pooling(),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
-        }
-
-    def frozen_config(self) -> dict:
-        """Returns the arguments, with learned strides as they are now."""
-        blocks = [block.frozen_config() for block in self.blocks]
-        stem = _strides_now(self.stem_pooling, self.strides[0])
-        return {
-            **self.get_config(),
-            "strides": [stem, *(block["strides"] for block in blocks)],
-            "pooling_cls": _pooling_config(_frozen_factory(self.pooling_cls)),
         }
 
 
@@ -527,6 +542,17 @@ def resnet56(
     return resnet_cls(strides=strides, **{**defaults, **kwargs})
 
 
+@keras.saving.register_keras_serializable(PACKAGE)
+class BatchNormReLU(keras.layers.BatchNormalization):
+    """Batch normalisation and ReLU, which stand together in these networks."""
+
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        """Returns the normalised inputs, rectified."""
+        return keras.ops.relu(super().call(inputs, training, mask))
+
+
 class _Parts:
     """Makes the parts that all layers have in common."""
 
@@ -558,8 +584,8 @@ class _Parts:
             name=name,
         )
 
-    def batch_norm(self, name: str) -> keras.layers.Layer:
-        return keras.layers.BatchNormalization(
+    def batch_norm_relu(self, name: str) -> keras.layers.Layer:
+        return BatchNormReLU(
             axis=self.channel_axis,
             momentum=0.9,
             epsilon=1e-5,
@@ -567,16 +593,12 @@ class _Parts:
             name=name,
         )
 
-    def pooling(
-        self, factory: Callable | None, strides: Stride
-    ) -> keras.layers.Layer | None:
-        if factory is None:
-            return None
+    def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
         return factory(
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
-            name="pooling",
+            name=_POOLING,
         )
 
 
@@ -618,43 +640,13 @@ def _resolve_channels_first(channels_first: bool | None) -> bool:
     return channels_first
 
 
-def _pooling_factory(pooling_cls: PoolingClass) -> Callable | None:
-    """The callable that makes pooling layers; also from its saved form."""
-    if pooling_cls is None or callable(pooling_cls):
-        return pooling_cls
-    layer = keras.saving.deserialize_keras_object(pooling_cls)
-    return functools.partial(type(layer), **_free_arguments(layer))
-
-
-def _pooling_config(factory: Callable | None) -> dict | None:
-    """Saved form: a layer, whose free arguments hold for all of them.
-
-    A class alone would not do, as the factory may bind arguments (a partial, or
-    a class configured elsewhere) that the saved model must keep.
-    """
-    if factory is None:
-        return None
-    layer = factory(strides=(1, 1), name="pooling")
-    return keras.saving.serialize_keras_object(layer)
-
-
-def _strides_now(pooling: keras.layers.Layer | None, strides: Stride) -> Any:
-    if isinstance(pooling, BaseDiffStride):
-        return pooling.frozen_config()["strides"]
-    return strides
-
-
-def _frozen_factory(factory: Callable | None) -> Callable | None:
-    """The factory, of frozen layers if it makes layers that learn."""
-    if factory is None:
-        return None
-    layer = factory(strides=(1, 1), name="pooling")
-    learns = isinstance(layer, BaseDiffStride)
-    return functools.partial(factory, frozen=True) if learns else factory
-
-
-def _free_arguments(layer: keras.layers.Layer) -> dict:
+def _free_config(layer: keras.layers.Layer) -> dict:
     """Arguments that the network does not decide."""
     decided = ("strides", "data_format", "name", "dtype")
     config = layer.get_config()
     return {key: value for key, value in config.items() if key not in decided}
+
+
+def _next(layers: Iterator, **_: Any) -> keras.layers.Layer:
+    """A pooling factory: the saved layers, in the order they were made in."""
+    return next(layers)

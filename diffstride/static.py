@@ -1,10 +1,13 @@
-"""Output sizes as Python integers: for XLA, for JAX, and for deployment.
+"""Output sizes for compilers: known for a step, constant, or refused.
 
 The size of a map behind a learned stride changes while training goes on, which
-no compiler takes. `static_sizes` therefore holds the sizes for the length of a
-step, and compiles another step only where one of them has changed.
+no compiler takes. `static_sizes` therefore reads the strides before each step,
+keeps the sizes for its length, and compiles another step only where one of them
+has changed. All that the layers have to know of compilers is here.
 """
 
+import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +15,125 @@ from typing import Any
 import keras
 import numpy as np
 
-from diffstride.pooling import BaseDiffStride, HeldStrides
+from diffstride.internals import in_symbolic_scope, in_xla, sublayers
 
 _KINDS = ("train", "test", "predict")
+
+
+@dataclasses.dataclass
+class CachedStrides:
+    """Strides of a layer, as numbers, for as long as one step is traced.
+
+    Attributes:
+        strides: array of the shape of the stride variable.
+        sizes: filled in by the layer; for each tuple of input sizes that it
+            met, its output sizes.
+    """
+
+    strides: np.ndarray
+    sizes: dict[tuple, tuple]
+
+
+class LearnedSizes:
+    """Mixin of a layer whose output sizes depend on a variable.
+
+    The layer has `stride_weights`, `initial_strides`, `cropping`, `frozen` and
+    `output_sizes(sizes, strides)`, as `BaseDiffStride` does.
+    """
+
+    # What `static_sizes` knows of the strides while a step is traced.
+    cached: CachedStrides | None = None
+
+    def compiles(self) -> bool:
+        """Tells whether Keras may compile this layer without `static_sizes`.
+
+        Keras turns XLA on by itself where no layer objects. On JAX it has
+        nothing else to offer; there, `known_output_sizes` says what to do.
+        """
+        return (
+            self.frozen or not self.cropping or keras.backend.backend() == "jax"
+        )
+
+    def known_output_sizes(
+        self, inputs: Any, sizes: tuple
+    ) -> tuple[int, ...] | None:
+        """Returns the output sizes as integers, `None` where they are dynamic.
+
+        Args:
+            inputs: input of the layer.
+            sizes: its spatial sizes.
+
+        Raises:
+            NotImplementedError: in a compiled function without `static_sizes`.
+            ValueError: if `static_sizes` meets an input of unknown size.
+        """
+        strides = self._known_strides()
+        if strides is not None and all(isinstance(n, int) for n in sizes):
+            output_sizes = self.output_sizes(sizes, strides)
+            if self.cached is not None:
+                self.cached.sizes[sizes] = output_sizes
+            return output_sizes
+        if not self.cropping:
+            return None
+        if self.cached is not None:
+            raise ValueError(
+                f"`static_sizes` needs inputs of known size at {self.name}. "
+                f"Received: an input of shape {tuple(inputs.shape)}. Give the "
+                "size in `keras.Input`, or to the data set that is trained on."
+            )
+        if keras.backend.backend() == "jax" or in_xla(inputs):
+            raise NotImplementedError(
+                f"{self.name} was called inside of a compiled function (XLA or "
+                "`jax.jit`), where the size of its output must be known, while "
+                "it depends on a learned stride. Call "
+                "`diffstride.static_sizes(model)` before training, or "
+                "`diffstride.freeze(model)` after it."
+            )
+        return None
+
+    def _known_strides(self) -> np.ndarray | None:
+        """Strides as an array, or `None` where they are known later."""
+        if self.frozen:
+            return self.initial_strides
+        if self.cached is not None:
+            return self.cached.strides
+        # Under an eager `jax.grad` a tracer covers the value.
+        for uncover in (lambda variable: variable, keras.ops.stop_gradient):
+            with contextlib.suppress(TypeError, NotImplementedError):
+                return keras.ops.convert_to_numpy(
+                    uncover(self.stride_weights.value)
+                )
+        if keras.backend.backend() == "jax" and in_symbolic_scope():
+            # Keras builds what follows. Layers say `None` in advance for sizes
+            # that are learned; here a number is needed, and any will do.
+            return self.initial_strides
+        return None
+
+
+class StaticSizes:
+    """Mixin of a `keras.Model`: its steps know all sizes, on JAX by default.
+
+    `static_sizes(model, enabled)` switches it.
+    """
+
+    static_sizes = keras.backend.backend() == "jax"
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function that `fit` calls for each step."""
+        return self._make("train", super().make_train_function, force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Makes the function that `evaluate` calls for each step."""
+        return self._make("test", super().make_test_function, force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Makes the function that `predict` calls for each step."""
+        return self._make("predict", super().make_predict_function, force)
+
+    def _make(self, kind: str, original: Callable, force: bool) -> Any:
+        if not self.static_sizes:
+            return original(force=force)
+        return _make(self, kind, original, force)
 
 
 def static_sizes(model: keras.Model, enabled: bool = True) -> keras.Model:
@@ -54,15 +173,13 @@ def static_sizes(model: keras.Model, enabled: bool = True) -> keras.Model:
     if keras.backend.backend() == "torch":
         return model
     for kind in _KINDS:
-        name = f"make_{kind}_function"
-        if enabled:
-            setattr(model, name, functools.partial(_make, model, kind))
-        elif name in vars(model):
-            delattr(model, name)
         setattr(model, f"{kind}_function", None)
-    for layer in _learned(model):
-        dynamic = keras.backend.backend() == "tensorflow" and layer.cropping
-        layer.supports_jit = enabled or not dynamic
+    if isinstance(model, StaticSizes):
+        model.static_sizes = enabled
+    else:
+        _override(model, enabled)
+    for layer in learned_layers(model):
+        layer.supports_jit = enabled or layer.compiles()
     return model
 
 
@@ -74,19 +191,19 @@ class Retracer:
     Args:
         layers: the DiffStride layers that the function calls.
         make: called without arguments, returns a new compiled function, such as
-            `lambda: jax.jit(step)` with a `step` that was not traced before.
+            `lambda: jax.jit(step)`.
 
     Attributes:
         compiled: number of functions made.
 
     Example:
 
-    >>> step = Retracer(layers, lambda: jax.jit(lambda *args: loss(*args)))
+    >>> step = Retracer(layers, lambda: jax.jit(loss))
     >>> step(strides, weights, images)
     """
 
     def __init__(
-        self, layers: Sequence[BaseDiffStride], make: Callable[[], Callable]
+        self, layers: Sequence[LearnedSizes], make: Callable[[], Callable]
     ):
         self.layers = list(layers)
         self._make = make
@@ -106,12 +223,13 @@ class Retracer:
         for layer, value, sizes in zip(
             self.layers, strides, compiled.sizes, strict=True
         ):
-            layer.held = HeldStrides(value, sizes)
+            layer.cached = CachedStrides(value, sizes)
         try:
-            return compiled.function(*args)
+            with _traced_apart(compiled):
+                return compiled.function(*args)
         finally:
             for layer in self.layers:
-                layer.held = None
+                layer.cached = None
 
     @property
     def compiled(self) -> int:
@@ -147,47 +265,90 @@ class _Compiled:
         )
 
 
-def _make(model: keras.Model, kind: str, force: bool = False) -> Callable:
-    """Stands in for `make_train_function` and its like."""
-    name = f"{kind}_function"
-    if getattr(model, name) is not None and not force:
-        return getattr(model, name)
-    if model.steps_per_execution != 1:
-        raise ValueError(
-            "`steps_per_execution` must be 1 with `static_sizes`, as sizes may "
-            "change from step to step. Received: steps_per_execution="
-            f"{model.steps_per_execution}"
-        )
-    original = getattr(type(model), f"make_{kind}_function")
+class _Step:
+    """A step of `fit` or its like that knows all sizes.
 
-    def make() -> Callable:
-        one_step = getattr(model, f"{kind}_step")
-        # A new function each time: JAX goes by the function when it looks for
-        # what was traced before, with whatever sizes.
-        setattr(model, f"{kind}_step", lambda *args: one_step(*args))
-        try:
-            original(model, force=True)
-        finally:
-            delattr(model, f"{kind}_step")
-        function = getattr(model, name)
-        setattr(model, name, step)
+    Args:
+        model: the model.
+        name: attribute of the model that holds this step.
+        make: makes Keras's own step and puts it there.
+    """
+
+    def __init__(self, model: keras.Model, name: str, make: Callable):
+        self._model = model
+        self._name = name
+        self._make = make
+        self.retracer = Retracer(learned_layers(model), self._compiled)
+
+    def __call__(self, *args: Any) -> Any:
+        strides = [
+            _value(self._model, layer, args) for layer in self.retracer.layers
+        ]
+        return self.retracer(strides, *args)
+
+    def _compiled(self) -> Callable:
+        self._make(force=True)
+        function = getattr(self._model, self._name)
+        setattr(self._model, self._name, self)
         return function
 
-    layers = _learned(model)
-    retracer = Retracer(layers, make)
 
-    def step(*args: Any) -> Any:
-        strides = [_value(model, layer, args) for layer in layers]
-        return retracer(strides, *args)
-
-    step.retracer = retracer
-    setattr(model, name, step)
-    return step
+def learned_layers(layer: keras.Operation) -> list[LearnedSizes]:
+    """Returns the layers in a model or layer whose sizes are learned."""
+    if not isinstance(layer, keras.layers.Layer):
+        return []  # An operation such as `keras.ops.square`.
+    return [each for each in sublayers(layer) if isinstance(each, LearnedSizes)]
 
 
-def _value(
-    model: keras.Model, layer: BaseDiffStride, args: tuple
-) -> np.ndarray:
+def _override(model: keras.Model, enabled: bool) -> None:
+    """Does to a model of a foreign class what `StaticSizes` does.
+
+    Keras looks these methods up on the model, and its class is not ours.
+    """
+    for kind in _KINDS:
+        name = f"make_{kind}_function"
+        original = functools.partial(getattr(type(model), name), model)
+        if enabled:
+            make = functools.partial(_make, model, kind, original)
+            setattr(model, name, make)
+        elif name in vars(model):
+            delattr(model, name)
+
+
+def _make(
+    model: keras.Model, kind: str, original: Callable, force: bool = False
+) -> Any:
+    """Makes a function for the steps of `kind`, as `original` does."""
+    name = f"{kind}_function"
+    if getattr(model, name) is None or force:
+        if model.steps_per_execution != 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 with `static_sizes`, as sizes "
+                "may change from step to step. Received: steps_per_execution="
+                f"{model.steps_per_execution}"
+            )
+        setattr(model, name, _Step(model, name, original))
+    return getattr(model, name)
+
+
+@functools.cache
+def _jax_context() -> Callable:
+    import jax
+
+    return jax.make_user_context()
+
+
+def _traced_apart(compiled: _Compiled) -> contextlib.AbstractContextManager:
+    """Makes JAX trace anew where it would find a function traced before.
+
+    It goes by the function and its arguments, and knows nothing of sizes.
+    """
+    if keras.backend.backend() == "jax":
+        return _jax_context()(compiled)
+    return contextlib.nullcontext()
+
+
+def _value(model: keras.Model, layer: LearnedSizes, args: tuple) -> np.ndarray:
     """The strides of a layer before a step of `fit` or its like."""
     if not layer.built:
         return layer.initial_strides
@@ -206,13 +367,3 @@ def _value(
         f"{layer.path} is not among the layers that {model.name} was compiled "
         "with. Call `compile` again."
     )
-
-
-def _learned(model: keras.Operation) -> list[BaseDiffStride]:
-    if not isinstance(model, keras.layers.Layer):
-        return []  # An operation such as `keras.ops.square`.
-    return [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, BaseDiffStride)
-    ]

@@ -5,7 +5,8 @@ import tempfile
 
 import keras
 
-from diffstride.static import _learned
+from diffstride.internals import sublayers
+from diffstride.static import learned_layers
 
 
 def freeze(model: keras.Model) -> keras.Model:
@@ -17,10 +18,9 @@ def freeze(model: keras.Model) -> keras.Model:
     exports.
 
     Args:
-        model: a built model: functional, sequential, or from
-            `diffstride.resnet`, or made of these. Other models and layers that
-            have DiffStride layers inside need a method `frozen_config`, which
-            returns their config with these layers frozen.
+        model: a built model. It is made again of its config, so that a layer
+            with DiffStride layers inside must have these in its own, as Keras's
+            wrappers do and `keras.saving.serialize_keras_object` makes them.
 
     Returns:
         A new model of the same outputs, not compiled. The weights are copied.
@@ -34,30 +34,38 @@ def freeze(model: keras.Model) -> keras.Model:
             f"`freeze` needs a built model: its strides are weights. Call "
             f"{model.name} on data first, or `build` it."
         )
-    frozen = _frozen(model)
-    if not frozen.built:
-        frozen.build_from_config(model.get_build_config())
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.weights.h5"
-        model.save_weights(path)
-        frozen.load_weights(path)
+    copy = _rebuilt(model)
+    for layer in learned_layers(copy):
+        layer.freeze()
+    frozen = _rebuilt(copy)
+    for layer in learned_layers(frozen):
+        if not layer.frozen:
+            raise ValueError(
+                f"`freeze` cannot reach {layer.path}: the layer around it does "
+                "not have it in its config. Let that layer's `get_config` "
+                "return it, by `keras.saving.serialize_keras_object`, and its "
+                "`from_config` take it from there."
+            )
     return frozen
 
 
-def _frozen(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if hasattr(layer, "frozen_config"):
-        return type(layer).from_config(layer.frozen_config())
-    if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
-        # Keras would compile the clone, too, through a config of its loss.
-        compiled, layer.compiled = layer.compiled, False
-        try:
-            return keras.models.clone_model(layer, clone_function=_frozen)
-        finally:
-            layer.compiled = compiled
-    for inner in _learned(layer):
+def _rebuilt(model: keras.Model) -> keras.Model:
+    """The model made again of its config, with the same weights."""
+    classes = {type(layer).__name__: type(layer) for layer in sublayers(model)}
+    try:
+        with keras.saving.custom_object_scope(classes):
+            copy = type(model).from_config(model.get_config())
+    except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"`freeze` cannot reach {inner.path}, inside of {layer.name}, a "
-            f"{type(layer).__name__}. Give that class a method "
-            "`frozen_config()` that returns its config with this layer frozen."
-        )
-    return type(layer).from_config(layer.get_config())
+            f"`freeze` cannot reach the layers of {model.name}: it makes a "
+            "model again of its config, as `keras.models.load_model` does. "
+            f"Give {type(model).__name__} a `get_config` that returns what its "
+            "`__init__` takes."
+        ) from error
+    if not copy.built:
+        copy.build_from_config(model.get_build_config())
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.weights.h5"
+        model.save_weights(path)
+        copy.load_weights(path)
+    return copy

@@ -30,12 +30,13 @@ from diffstride import (
     FixedSpectralPooling1D,
     FixedSpectralPooling3D,
     pooling,
-    spectral,
+    masks,
+    resampling,
 )
 
 # JAX compiles each operation anew for every size.
 JAX = keras.backend.backend() == "jax"
-RAMPS = spectral.RAMPS
+RAMPS = masks.RAMPS
 LEARNED = {1: DiffStride1D, 2: DiffStride, 3: DiffStride3D}
 FIXED = {
     1: FixedSpectralPooling1D,

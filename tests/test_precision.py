@@ -20,7 +20,8 @@ from diffstride import (
     DiffStride1D,
     DiffStride3D,
     FixedSpectralPooling,
-    spectral,
+    masks,
+    resampling,
 )
 
 BACKEND = keras.backend.backend()
@@ -91,7 +92,7 @@ def problem(rank, ramp, half):
 
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("ramp", spectral.RAMPS)
+@pytest.mark.parametrize("ramp", masks.RAMPS)
 @pytest.mark.parametrize("half", HALVES)
 def test_half_precision(half, ramp, rank, data_format):
     if JAX and data_format == "channels_first" and rank != 2:
@@ -132,7 +133,7 @@ def test_half_precision(half, ramp, rank, data_format):
 )
 @pytest.mark.parametrize(
     "layer_cls, kwargs",
-    [(DiffStride, {"ramp": ramp}) for ramp in spectral.RAMPS]
+    [(DiffStride, {"ramp": ramp}) for ramp in masks.RAMPS]
     + [
         (DiffStride, {"frozen": True}),
         (DiffStride3D, {"cropping": False}),
@@ -142,13 +143,13 @@ def test_half_precision(half, ramp, rank, data_format):
 )
 def test_matrices_are_made_in_float32(layer_cls, kwargs, policy, monkeypatch):
     met = []
-    resample = spectral.resample
+    resample = resampling.resample
 
     def spy(x, factors, data_format):
         met.append((x, factors))
         return resample(x, factors, data_format)
 
-    monkeypatch.setattr(spectral, "resample", spy)
+    monkeypatch.setattr(resampling, "resample", spy)
     layer = layer_cls(2.3, dtype=policy, **kwargs)
     x = np.ones((1, *(8,) * layer.rank, 2), "float32")
     half = policy.removeprefix("mixed_")
@@ -175,7 +176,7 @@ def test_matrices_are_rounded_once():
 @double
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("ramp", spectral.RAMPS)
+@pytest.mark.parametrize("ramp", masks.RAMPS)
 def test_double_precision(ramp, rank, data_format):
     x, cotangent, *expected = problem(rank, ramp, "float16")
     layer = LAYERS[rank](

@@ -24,11 +24,11 @@ from test_pooling import (
     strides_,
 )
 
-from diffstride import DiffStride, FixedSpectralPooling, spectral
+from diffstride import DiffStride, FixedSpectralPooling, masks, resampling
 
 BACKEND = keras.backend.backend()
 JAX = BACKEND == "jax"
-RAMPS = spectral.RAMPS
+RAMPS = masks.RAMPS
 NEW_RAMPS = ("inner", "straight_through")
 
 

@@ -1,3 +1,4 @@
+import functools
 import keras
 import numpy as np
 import pytest
@@ -247,10 +248,7 @@ def test_a_step_of_training_moves_the_strides_by_the_gradient():
 
 
 def test_a_large_weight_makes_strides_grow_and_computation_shrink():
-    pooling = {
-        "class_name": "diffstride>DiffStride",
-        "config": {"ramp": "inner"},
-    }
+    pooling = functools.partial(DiffStride, ramp="inner")
     model = Resnet([4, 4, 8], [1, 1, 2], num_layers=1, pooling_cls=pooling)
     model.build((None, 16, 16, 1))
     before = model_cost(model)

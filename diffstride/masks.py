@@ -1,0 +1,358 @@
+"""Masks, crops and output sizes: what an axis keeps of its spectrum.
+
+Conventions. `k` counts whole cycles over the map, 0..size // 2. All axes but
+the last are two-sided: frequency `k` and frequency `-k` carry separate weights.
+The last one is one-sided: `-k` is the conjugate of `k`.
+
+The three ramps. `S` is the stride, `R` the smoothness, `T = max(size/S, 2)/2`:
+
+    ramp               weight of frequency k               output size
+    outer              clip((T + R - p) / R, 0, 1)         2 ceil(T + R)
+                       p = k, or k - 1 for -k and for
+                       the last axis of even sizes
+    inner              clip((T - q) / R', 0, 1)            2 ceil(T)
+                       q = max(k - 1/2, 0)
+                       R' = min(R, max(T / 2, 1))
+    straight_through   1 if kept, else 0; with gradient    size // S, made even
+                       dT / max(R, 1) in T wherever        in all but the last
+                       0 < E - q <= max(R, 1) / 2 and      axis
+                       k > 0, E = output size // 2
+
+Sizes are for even inputs and never exceed the input's; odd ones stay odd
+(`2 ceil(T + R) - 1`, `2 ceil(T - 1/2) + 1`), and `straight_through` is in all
+that it computes forward the fixed spectral pooling of the same stride. No ramp
+attenuates k = 0. In `outer`, as released, T has no gradient at `size/S < 2`, in
+the others it keeps that of `size/(2 S)`, so that a stride can come back.
+
+References:
+    - Riad et al., "Learning Strides in Convolutional Neural Networks", 2022.
+    - Rippel et al., "Spectral Representations for CNNs", 2015.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from keras import ops as keras_ops
+
+from diffstride.numerics import Size, Tensor, ops_for, to_size
+
+RAMPS = ("outer", "inner", "straight_through")
+
+
+class Band(NamedTuple):
+    """What one axis keeps of its spectrum.
+
+    Attributes:
+        positive: weights of frequencies `k = 0..size // 2`.
+        negative: weights of frequencies `-k`, and of the one-sided axis.
+        output_size: number of samples after the inverse transform.
+        asymmetric: bound on the number of frequencies at which the two differ,
+            0 if they are the same. For even sizes the authors' mask reaches one
+            bin further down than up.
+        first: least `k` at which they may differ.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    output_size: Size
+    asymmetric: int = 0
+    first: Any = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LowPass:
+    """The soft low-pass mask of DiffStride, for any number of axes.
+
+    Strides are those of the trainable variable: of shape (axes,), or (1,) for
+    one shared by all of them. Where they are a numpy array and sizes are Python
+    integers, all results are numpy arrays and Python integers.
+
+    Args:
+        smoothness: `R`, width of the ramp, in frequency bins.
+        ramp: one of `RAMPS`.
+        lower_limit: smallest stride used, or `None`.
+        upper_limit: largest stride used, or `None`.
+        cropping: whether outputs have the size that the mask leaves. If not,
+            they keep that of the input, and the mask is the same.
+    """
+
+    smoothness: float = 4.0
+    ramp: str = "outer"
+    lower_limit: float | None = 1.0
+    upper_limit: float | None = None
+    cropping: bool = True
+
+    def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
+        """Returns the strides in force on maps of the given sizes.
+
+        The limits clip, and no gradient passes outside of them: the variable is
+        brought back by its constraint. The smallest stride of the map, on the
+        other hand, lifts the value but lets the gradient through, so that a
+        variable at or below it can still leave.
+
+        Args:
+            sizes: input size of each axis.
+            strides: value of the variable.
+
+        Returns:
+            Tensor of shape (axes,).
+        """
+        ops = ops_for(strides, *sizes)
+        dtype = strides.dtype
+        if self.lower_limit is not None:
+            low = ops.cast(self.lower_limit, dtype)
+            strides = ops.where(strides < low, low, strides)
+        if self.upper_limit is not None:
+            high = ops.cast(self.upper_limit, dtype)
+            strides = ops.where(strides > high, high, strides)
+        bounds = ops.stack(
+            [
+                ops.cast(
+                    smallest_stride(size, self.smoothness, self.ramp), dtype
+                )
+                for size in sizes
+            ]
+        )
+        if strides.shape[0] == 1:
+            bounds = ops.max(bounds, axis=0, keepdims=True)
+        return ops.broadcast_to(_lift(ops, strides, bounds), (len(sizes),))
+
+    def output_sizes(
+        self, sizes: Sequence[Size], strides: Tensor
+    ) -> tuple[Size, ...]:
+        """Returns the output size of each axis, if cropped.
+
+        Args:
+            sizes: input size of each axis.
+            strides: value of the variable.
+        """
+        return self._output_sizes(sizes, self.used(sizes, strides))
+
+    def bands(
+        self,
+        sizes: Sequence[Size],
+        strides: Tensor,
+        output_sizes: Sequence[Size] | None = None,
+    ) -> tuple[Band, ...]:
+        """Returns the mask along each axis, with the gradient of its stride.
+
+        Args:
+            sizes: input size of each axis.
+            strides: value of the variable. Sets the dtype.
+            output_sizes: what `output_sizes` gives, where it is known already.
+        """
+        used = self.used(sizes, strides)
+        if output_sizes is None:
+            output_sizes = self._output_sizes(sizes, used)
+        return tuple(
+            learned_band(
+                size, output, stride, self.smoothness, self.ramp, self.cropping
+            )
+            for size, output, stride in zip(
+                sizes, output_sizes, _each(used, sizes), strict=True
+            )
+        )
+
+    def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
+        last = len(sizes) - 1
+        return tuple(
+            learned_size(
+                size, stride, self.smoothness, self.ramp, two_sided=axis < last
+            )
+            for axis, (size, stride) in enumerate(
+                zip(sizes, _each(used, sizes), strict=True)
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HardCrop:
+    """The crop of fixed spectral pooling, for any number of axes.
+
+    Args:
+        strides: stride of each axis, in input samples for an output sample.
+        dtype: floating-point dtype of the weights.
+    """
+
+    strides: tuple[float, ...]
+    dtype: str = "float32"
+
+    def output_sizes(self, sizes: Sequence[Size | None]) -> tuple:
+        """Returns the output size of each axis, `None` where it has none."""
+        last = len(sizes) - 1
+        return tuple(
+            None if size is None else fixed_size(size, stride, even=axis < last)
+            for axis, (size, stride) in enumerate(
+                zip(sizes, self.strides, strict=True)
+            )
+        )
+
+    def bands(self, sizes: Sequence[Size]) -> tuple[Band, ...]:
+        """Returns what each axis keeps."""
+        return tuple(
+            fixed_band(size, output, self.dtype)
+            for size, output in zip(
+                sizes, self.output_sizes(sizes), strict=True
+            )
+        )
+
+
+def smallest_stride(size: Size, smoothness: float, ramp: str = "outer") -> Any:
+    """Smallest stride whose mask is not flat.
+
+    It is `size / (size - smoothness)` for the outer ramp, and 1 where the map
+    is no larger than that ramp; 1 for the others, which are never flat.
+    """
+    if ramp != "outer":
+        return 1.0
+    if isinstance(size, int):
+        return size / (size - smoothness) if size > smoothness else 1.0
+    ops = keras_ops
+    size = ops.cast(size, "float32")
+    room = size - smoothness
+    return ops.where(room > 0, size / ops.where(room > 0, room, 1.0), 1.0)
+
+
+def learned_size(
+    size: Size,
+    stride: Tensor,
+    smoothness: float,
+    ramp: str = "outer",
+    two_sided: bool = True,
+) -> Size:
+    """Output size along one axis, at the stride in force; at most `size`.
+
+    Whether the axis is two-sided matters to `straight_through` only.
+    """
+    if ramp == "straight_through":
+        return fixed_size(size, stride, even=two_sided)
+    ops = ops_for(size, stride)
+    stride = ops.stop_gradient(stride)
+    half_width = ops.maximum(ops.cast(size, stride.dtype) / stride, 2.0) / 2.0
+    odd = size % 2
+    if ramp == "outer":
+        kept = ops.ceil(half_width + ops.cast(smoothness, stride.dtype))
+        bins = ops.maximum(to_size(kept), 1)  # Even without a number.
+        bins = 2 * bins - odd
+    else:
+        kept = ops.ceil(half_width - ops.cast(odd, stride.dtype) / 2.0)
+        bins = ops.maximum(to_size(kept), 1)
+        bins = 2 * bins + odd
+    return to_size(ops.minimum(bins, size))
+
+
+def learned_band(
+    size: Size,
+    output_size: Size,
+    stride: Tensor,
+    smoothness: float,
+    ramp: str = "outer",
+    cropping: bool = True,
+) -> Band:
+    """Mask along one axis, with the gradient of the stride in force.
+
+    The stride sets the dtype. Where the smoothness is 0 the mask is hard and
+    the stride has no gradient. `output_size` is what `learned_size` gives;
+    without cropping the mask is the same, and the size is that of the input.
+    """
+    ops = ops_for(size, output_size, stride)
+    dtype = stride.dtype
+    k = ops.cast(ops.arange(size // 2 + 1), dtype)
+    nominal = ops.cast(size, dtype) / stride
+    final_size = output_size if cropping else size
+    if ramp == "outer":
+        # As released: the gradient is whole at 2, on all backends.
+        half_width = ops.where(nominal < 2.0, 2.0, nominal) / 2.0
+        edge = half_width + ops.cast(smoothness, dtype)
+        odd = size % 2
+        shift = ops.cast(1 - odd, dtype)
+        positive = _ramp(ops, edge - k, smoothness, cropping)
+        negative = _ramp(ops, edge - k + shift, smoothness, cropping)
+        if isinstance(odd, int) and odd:
+            return Band(positive, positive, final_size)
+        # They differ, in value or gradient, from where one ramp begins to where
+        # the other ends.
+        first = ops.cast(ops.ceil(ops.stop_gradient(half_width)), "int32")
+        asymmetric = math.ceil(smoothness + 1) + (not cropping)
+        return Band(positive, negative, final_size, asymmetric, first)
+    position = ops.maximum(k - 0.5, 0.0)
+    if ramp == "inner":
+        half_width = _lift(ops, nominal, ops.cast(2.0, dtype)) / 2.0
+        width = _inner_width(ops, half_width, smoothness)
+        weights = _ramp(ops, half_width - position, width, cropping)
+        weights = ops.where(k > 0, weights, ops.ones_like(weights))
+        return Band(weights, weights, final_size)
+    band = fixed_band(size, output_size, dtype)
+    if smoothness:
+        width = max(smoothness, 1.0)
+        edge = ops.cast(output_size // 2, dtype)
+        moves = ops.logical_and(k > 0, edge - position <= width / 2)
+        zero = (nominal - ops.stop_gradient(nominal)) / 2.0
+        change = 1.0 + ops.where(moves, zero / width, 0.0)
+        band = band._replace(
+            positive=ops.multiply(band.positive, change),
+            negative=ops.multiply(band.negative, change),
+        )
+    return band._replace(output_size=final_size)
+
+
+def fixed_band(size: Size, output_size: Size, dtype: str) -> Band:
+    """Hard crop of one axis to a size of at most its own: zeros and ones."""
+    ops = ops_for(size, output_size)
+    k = ops.arange(size // 2 + 1)
+    positive = ops.cast(2 * k < output_size, dtype)
+    negative = ops.cast(2 * k <= output_size, dtype)
+    # Only the output's Nyquist frequency is kept on one side alone.
+    return Band(positive, negative, output_size, 1, output_size // 2)
+
+
+def fixed_size(size: Size, stride: Any, even: bool) -> Size:
+    """Output size of fixed spectral pooling along one axis.
+
+    It is `size // stride`, at least 2 and at most `size`; two-sided axes round
+    it down to an `even` number.
+    """
+    ops = ops_for(size, stride)
+    output = ops.floor(ops.cast(size, "float32") / ops.cast(stride, "float32"))
+    output = to_size(output)
+    output = output - (output % 2 if even else 0)
+    return to_size(ops.minimum(ops.maximum(output, 2), size))
+
+
+def _each(used: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    return [used[axis] for axis in range(len(sizes))]
+
+
+def _lift(ops: Any, value: Tensor, least: Tensor) -> Tensor:
+    """`max(value, least)`, with the gradient of `value`."""
+    lifted = ops.stop_gradient(ops.maximum(value, least))
+    return lifted + (value - ops.stop_gradient(value))
+
+
+def _inner_width(ops: Any, half_width: Tensor, smoothness: float) -> Any:
+    """`min(smoothness, max(half_width / 2, 1))`, without gradient at ties."""
+    if smoothness <= 1:
+        return smoothness
+    dtype = half_width.dtype
+    width = half_width / 2.0
+    width = ops.where(width <= 1.0, ops.cast(1.0, dtype), width)
+    return ops.where(width >= smoothness, ops.cast(smoothness, dtype), width)
+
+
+def _ramp(ops: Any, distance: Tensor, width: Any, cropping: bool) -> Tensor:
+    """`clip(distance / width, 0, 1)`, alike in gradient on all backends.
+
+    At integer strides frequencies fall exactly on either end of the ramp, where
+    backends differ in the gradient of a clip. Here, as in the release, it
+    passes at both ends; a cropped frequency has none.
+    """
+    dtype = distance.dtype
+    if isinstance(width, (int, float)) and width == 0:
+        return ops.cast(distance > 0, dtype)
+    weight = distance / ops.cast(width, dtype)
+    below = weight <= 0 if cropping else weight < 0
+    off_ramp = ops.logical_or(below, weight > 1)
+    flat = ops.cast(weight > 1, dtype)
+    return ops.where(off_ramp, flat, weight)
