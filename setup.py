@@ -4,17 +4,48 @@ import pathlib
 
 import setuptools
 
+_REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
+_DATASETS = ["scikit-learn>=1.5"]
+
 setuptools.setup(
     name="diffstride",
     version="0.1.0",
     description="DiffStride for Keras 3: downsampling with learned strides",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="DiffStride for Keras 3 developers",
     license="Apache-2.0",
+    keywords=[
+        "deep learning",
+        "downsampling",
+        "keras",
+        "learned strides",
+        "pooling",
+        "spectral pooling",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2202.01653"},
     python_requires=">=3.11",
-    packages=["diffstride", "diffstride.datasets", "diffstride.configs"],
+    packages=[
+        *setuptools.find_packages(include=["diffstride", "diffstride.*"]),
+        "diffstride.configs",
+    ],
     package_dir={"diffstride.configs": "configs"},
-    package_data={"diffstride.configs": ["*.gin"]},
+    package_data={
+        "diffstride": ["py.typed"],
+        "diffstride.configs": ["*.gin", "sweeps/*.toml"],
+    },
     # The lower bounds were tried, all at once, with Python 3.11.
     install_requires=[
         "absl-py>=2.1",
@@ -32,16 +63,17 @@ setuptools.setup(
         "typeguard>=4.3",
     ],
     extras_require={
-        "datasets": ["scikit-learn>=1.5"],
+        "datasets": _DATASETS,
         "jax": ["jax>=0.10"],
-        "plot": ["matplotlib>=3.9"],
+        "report": _REPORT,
         "test": [
+            *_DATASETS,
+            *_REPORT,
             "hypothesis>=6.100",
             "jax>=0.10",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
-            "scikit-learn>=1.5",
             # One version: where newer ones bring CUDA, this one may not.
             "torch==2.13.0",
         ],

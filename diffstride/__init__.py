@@ -7,6 +7,8 @@ Names are imported when they are first used, so that the tools (`sweep`,
 import importlib
 from typing import Any
 
+from diffstride.registration import register_with_keras
+
 _MODULES = {
     "add_stride_cost": "budget",
     "stride_cost": "budget",
@@ -27,6 +29,8 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES.values():
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
@@ -36,3 +40,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
+
+
+register_with_keras()

@@ -50,7 +50,8 @@ def add_stride_cost(
 
     The term is among `model.losses`, like any regulariser: `fit` and
     `evaluate` include it on every backend, and with `static_sizes`. It is no
-    part of what is saved; call this again on a model that was loaded, cloned or frozen.
+    part of what is saved; call this again on a model that was loaded, cloned
+    or frozen.
 
     Args:
         model: any built model that holds DiffStride layers.

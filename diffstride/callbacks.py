@@ -1,4 +1,4 @@
-"""What is watched, and kept, during training."""
+"""Callbacks of training: what stops it, what it logs, what it keeps."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import tensorflow as tf
 from diffstride.cost import scalars
 from diffstride.errors import NonFiniteLossError
 from diffstride.files import read_rows, replace_file, replace_text
+from diffstride.internals import open_writers, train_writer
 from diffstride.profiling import profile
 
 
@@ -183,7 +184,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_train_begin(logs)
         if self._config_text:
             indented = self._config_text.replace("\n", "\n    ")
-            with self._train_writer.as_default():
+            with train_writer(self).as_default():
                 tf.summary.text("config", f"    {indented}", step=0)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -194,7 +195,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for name, value in self._recorder.scalars.items()
         }
         super().on_epoch_end(epoch, {**(logs or {}), **scalars})
-        for writer in self._writers.values():
+        for writer in open_writers(self):
             writer.flush()
 
 

@@ -39,21 +39,21 @@ def _register(target: Any, module: str) -> Any:
     return gin.external_configurable(target, module=module)
 
 
-_register(data.load_datasets, "data")
-_register(data.pad_crop_flip, "data")
-for _cls in (
-    pooling.DiffStride,
-    pooling.FixedSpectralPooling,
-    pooling.SpatialPooling,
+for _target, _module in (
+    (data.load_datasets, "data"),
+    (data.pad_crop_flip, "data"),
+    (pooling.DiffStride, "pooling"),
+    (pooling.FixedSpectralPooling, "pooling"),
+    (pooling.SpatialPooling, "pooling"),
 ):
-    _register(_cls, "pooling")
-_Resnet = _register(resnet.Resnet, "resnet")
+    _register(_target, _module)
 for _name in _OPTIMIZERS:
     _register(getattr(keras.optimizers, _name), "keras.optimizers")
 for _name in _SCHEDULES:
     _register(
         getattr(keras.optimizers.schedules, _name), "keras.optimizers.schedules"
     )
+_Resnet = _register(resnet.Resnet, "resnet")
 
 
 def _named_resnet(function: Callable) -> Callable:
@@ -134,6 +134,19 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
+def differing(old: str, new: str) -> list[str]:
+    """Lists the settings that forbid to go on from one run with another.
+
+    Args:
+        old: what `operative` returned in the run that was interrupted.
+        new: what it returns now.
+
+    Returns:
+        The settings that are not in both, but for those that may change.
+    """
+    return sorted(_fixed_settings(old) ^ _fixed_settings(new))
+
+
 def configs_dir() -> pathlib.Path:
     """Returns the folder of the configs: the checkout's, or the installed."""
     checkout = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -155,11 +168,12 @@ def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
         A sentence, or nothing if the parameter was not set.
     """
     called = re.search(r"In call to configurable '([\w.]+)'", message)
+    if not called:
+        return ""
     found = [
         f"`{statement.selector}.{statement.arg_name}` is set in {where}"
         for statement, where in _statements(files, bindings)
         if f"`{statement.arg_name}`" in message
-        and called
         and statement.selector.endswith(called[1].rpartition(".")[2])
     ]
     return found[-1] if found else ""
@@ -180,16 +194,15 @@ def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
     Returns:
         A sentence for each.
     """
-    used = [
-        line.partition(" = ")[0].strip()
-        for line in operative_text.splitlines()
-        if " = " in line
+    used = re.findall(r"^\s*([\w./]+) =", operative_text, re.MULTILINE)
+    keys = [
+        (f"{statement.selector}.{statement.arg_name}", where)
+        for statement, where in _statements([], bindings)
+        if statement.arg_name
     ]
     return [
         f"`{key}` is set in {where}, but nothing in this run uses it"
-        for statement, where in _statements([], bindings)
-        if statement.arg_name
-        for key in [f"{statement.selector}.{statement.arg_name}"]
+        for key, where in keys
         if not any(key.endswith(u) or u.endswith(key) for u in used)
     ]
 
@@ -228,60 +241,63 @@ def _statements(
     files: Sequence[str], bindings: Sequence[str]
 ) -> Iterator[tuple[Any, str]]:
     """All bindings, includes followed, each with where it stands."""
-
-    def parse(text: Any, source: str) -> Iterator[tuple[Any, str]]:
-        delegate = gin.config.ParserDelegate()
-        for statement in gin.config_parser.ConfigParser(text, delegate):
-            if isinstance(statement, gin.config_parser.IncludeStatement):
-                yield from parse_file(statement.filename)
-            elif isinstance(statement, gin.config_parser.BindingStatement):
-                line = statement.location.line_num
-                yield statement, f"{source}, line {line}"
-
-    def parse_file(file: str) -> Iterator[tuple[Any, str]]:
-        path = _find(file)
-        with path.open() as text:
-            yield from parse(text, str(path))
-
     for file in files:
-        yield from parse_file(file)
-    yield from parse("\n".join(bindings), _BINDINGS)
+        path = _find(file)
+        yield from _parsed(path.read_text(), str(path))
+    yield from _parsed("\n".join(bindings), _BINDINGS)
+
+
+def _parsed(text: str, source: str) -> Iterator[tuple[Any, str]]:
+    delegate = gin.config.ParserDelegate()
+    for statement in gin.config_parser.ConfigParser(text, delegate):
+        if isinstance(statement, gin.config_parser.IncludeStatement):
+            yield from _statements([statement.filename], [])
+        elif isinstance(statement, gin.config_parser.BindingStatement):
+            yield statement, f"{source}, line {statement.location.line_num}"
+
+
+def _fixed_settings(text: str) -> set[str]:
+    """The statements of a config that a run taken up again has to keep."""
+    text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
+    statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
+    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+    return {
+        " ".join(statement.split())
+        for statement in statements
+        if statement.strip() and not re.match(free, statement)
+    }
 
 
 def _check(statement: Any, where: str) -> None:
     """Checks name and type of a bound parameter, as gin does not."""
-    selector, name, value = (
-        statement.selector,
-        statement.arg_name,
-        statement.value,
-    )
+    selector, name = statement.selector, statement.arg_name
     if not name:  # A macro; it is checked where it is used.
         return
-    target = gin.config.get_configurable(selector)
-    parameters = _parameters(selector, target)
+    parameters = _parameters(selector, gin.config.get_configurable(selector))
     if name not in parameters:
         raise ConfigError(
             f"{where}: `{selector}` has no parameter `{name}`. It has: "
             f"{', '.join(sorted(parameters))}"
         )
     hint = parameters[name]
-    value = _resolve(value, where)
+    value = _resolve(statement.value, where)
     if hint is None or _is_computed(value):
         return
-    try:
-        typeguard.check_type(
-            value,
-            hint,
-            collection_check_strategy=_ALL_ITEMS,
-        )
-        wrong = isinstance(value, bool) and hint in (int, float)
-    except typeguard.TypeCheckError:
-        wrong = True
-    if wrong:
+    if not _fits(value, hint):
         raise ConfigError(
             f"{where}: `{selector}.{name}` must be {_describe(hint)}. "
             f"Received: {value!r}"
         )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    try:
+        typeguard.check_type(value, hint, collection_check_strategy=_ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        return False
+    return True
 
 
 def _resolve(value: Any, where: str) -> Any:
@@ -290,9 +306,14 @@ def _resolve(value: Any, where: str) -> Any:
         return type(value)(_resolve(item, where) for item in value)
     if not isinstance(value, gin.config.ConfigurableReference):
         return value
-    if value.selector.endswith("macro"):
-        return _resolve(_macro(value, where), where)
-    return value if value.evaluate else value.scoped_configurable_fn
+    if not value.selector.endswith("macro"):
+        return value if value.evaluate else value.scoped_configurable_fn
+    name = "/".join(value.scopes)
+    try:
+        value = gin.query_parameter(f"%{name}")
+    except ValueError as error:
+        raise ConfigError(f"{where}: there is no macro `{name}`") from error
+    return _resolve(value, where)
 
 
 def _is_computed(value: Any) -> bool:
@@ -300,14 +321,6 @@ def _is_computed(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_is_computed, value))
     return isinstance(value, gin.config.ConfigurableReference)
-
-
-def _macro(reference: Any, where: str) -> Any:
-    name = "/".join(reference.scopes)
-    try:
-        return gin.query_parameter(f"%{name}")
-    except ValueError as error:
-        raise ConfigError(f"{where}: there is no macro `{name}`") from error
 
 
 def _parameters(selector: str, target: Any) -> dict[str, Any]:
@@ -328,7 +341,7 @@ def _parameters(selector: str, target: Any) -> dict[str, Any]:
 
 
 def _hidden_parameters(selector: str, target: Any) -> dict[str, Any]:
-    """Parameters behind a `**kwargs`, likewise."""
+    """The same, of the parameters behind a `**kwargs`."""
     if selector.rpartition(".")[2] in _named:
         return _parameters("resnet.Resnet", resnet.Resnet)
     if inspect.isclass(target) and issubclass(target, keras.Optimizer):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from diffstride.internals import sublayers
-from diffstride.pooling import BaseSpectralPooling
 from diffstride.budget import stride_cost
 from diffstride.formatting import aligned, human
+from diffstride.internals import sublayers
+from diffstride.pooling import BaseSpectralPooling
 from diffstride.profiling import Call, path_in, pooling_states, profile
 from diffstride.resampling import resample_macs
 
@@ -30,7 +30,7 @@ class LayerCost(NamedTuple):
         name: path of the layer inside of the model.
         kind: name of its class.
         input_shape: shape of its input, without batch dimension.
-        output_shape: shape of its output, likewise.
+        output_shape: shape of its output, without batch dimension.
         macs: number of multiply-accumulates.
         activation_bytes: size of its outputs.
     """

@@ -35,3 +35,13 @@ def in_xla(tensor: Any) -> bool:
             context = context.outer_context
         graph = getattr(graph, "outer_graph", None)
     return False
+
+
+def train_writer(callback: keras.callbacks.TensorBoard) -> Any:
+    """Returns what Keras's callback writes the summaries of training with."""
+    return callback._train_writer
+
+
+def open_writers(callback: keras.callbacks.TensorBoard) -> list[Any]:
+    """Returns all writers that Keras's callback has opened until now."""
+    return list(callback._writers.values())

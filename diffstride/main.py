@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_reading)
     try:
-        config.run_training(config_fn=settings)
+        config.run_training(config_fn=settings, differing_fn=config.differing)
     except UserError as error:
         message = config.plain(error)
         place = config.locate(str(error), _CONFIG.value, bindings)

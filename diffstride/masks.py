@@ -202,14 +202,8 @@ class HardCrop:
 def smallest_stride(size: Size, smoothness: float, ramp: str = "outer") -> Any:
     """Smallest stride whose mask is not flat.
 
-    Args:
-        size: input size of the axis.
-        smoothness: width of the ramp, in frequency bins.
-        ramp: one of `RAMPS`.
-
-    Returns:
-        `size / (size - smoothness)` for the outer ramp, and 1 where the map is
-        no larger than that ramp; 1 for the others, which are never flat.
+    It is `size / (size - smoothness)` for the outer ramp, and 1 where the map
+    is no larger than that ramp; 1 for the others, which are never flat.
     """
     if ramp != "outer":
         return 1.0
@@ -228,17 +222,9 @@ def learned_size(
     ramp: str = "outer",
     two_sided: bool = True,
 ) -> Size:
-    """Output size along one axis.
+    """Output size along one axis, at the stride in force; at most `size`.
 
-    Args:
-        size: input size.
-        stride: scalar, the stride in force.
-        smoothness: `R`, width of the ramp, in frequency bins.
-        ramp: one of `RAMPS`.
-        two_sided: whether the axis is. Matters to `straight_through`.
-
-    Returns:
-        At most `size`; a Python integer if all arguments are known on the host.
+    Whether the axis is two-sided matters to `straight_through` only.
     """
     if ramp == "straight_through":
         return fixed_size(size, stride, even=two_sided)
@@ -265,21 +251,11 @@ def learned_band(
     ramp: str = "outer",
     cropping: bool = True,
 ) -> Band:
-    """Mask along one axis, with the gradient of its stride.
+    """Mask along one axis, with the gradient of the stride in force.
 
-    Where the smoothness is 0 the mask is hard and the stride has no gradient.
-
-    Args:
-        size: input size of the axis.
-        output_size: output size of the axis, as `learned_size` gives it.
-        stride: scalar, the stride in force. Sets the dtype.
-        smoothness: `R`, width of the ramp, in frequency bins.
-        ramp: one of `RAMPS`.
-        cropping: whether the output has that size. If not, it keeps the size of
-            the input, and the mask stays the same.
-
-    Returns:
-        A `Band`.
+    The stride sets the dtype. Where the smoothness is 0 the mask is hard and
+    the stride has no gradient. `output_size` is what `learned_size` gives;
+    without cropping the mask is the same, and the size is that of the input.
     """
     ops = ops_for(size, output_size, stride)
     dtype = stride.dtype
@@ -323,16 +299,7 @@ def learned_band(
 
 
 def fixed_band(size: Size, output_size: Size, dtype: str) -> Band:
-    """Hard crop of one axis to a given output size.
-
-    Args:
-        size: input size of the axis.
-        output_size: output size, at most `size`.
-        dtype: floating-point dtype of the weights.
-
-    Returns:
-        A `Band` of zeros and ones.
-    """
+    """Hard crop of one axis to a size of at most its own: zeros and ones."""
     ops = ops_for(size, output_size)
     k = ops.arange(size // 2 + 1)
     positive = ops.cast(2 * k < output_size, dtype)
@@ -344,13 +311,8 @@ def fixed_band(size: Size, output_size: Size, dtype: str) -> Band:
 def fixed_size(size: Size, stride: Any, even: bool) -> Size:
     """Output size of fixed spectral pooling along one axis.
 
-    Args:
-        size: input size.
-        stride: stride >= 1, in input samples for an output sample.
-        even: whether to round down to an even number, as two-sided axes are.
-
-    Returns:
-        `size // stride`, at least 2 and at most `size`.
+    It is `size // stride`, at least 2 and at most `size`; two-sided axes round
+    it down to an `even` number.
     """
     ops = ops_for(size, stride)
     output = ops.floor(ops.cast(size, "float32") / ops.cast(stride, "float32"))

@@ -43,7 +43,7 @@ def ops_for(*values: Any) -> Any:
 
 
 def to_size(value: Tensor) -> Size:
-    """Returns a whole number as a size; 0 in place of what is no number."""
+    """Returns a whole number as a size, and 0 for NaN."""
     if ops_for(value) is _numpy_ops:
         return int(value) if math.isfinite(value) else 0
     return keras_ops.cast(value, "int32")

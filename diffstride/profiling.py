@@ -34,7 +34,7 @@ class Call(NamedTuple):
         layer: the layer.
         name: its path inside of the model.
         input_shape: shape of its first input, with a batch dimension.
-        output_shape: shape of its first output, likewise.
+        output_shape: shape of its first output, with a batch dimension.
         output_bytes: size of all its outputs.
     """
 
@@ -46,10 +46,10 @@ class Call(NamedTuple):
 
 
 def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
-    """Runs one blank example through a model and records the calls of its leaf layers.
+    """Runs one blank example through a model and records its layers' calls.
 
-    These are the layers without layers of their own. What a model computes
-    outside of them is not seen.
+    Recorded are leaf layers, those without layers of their own. What a model
+    computes outside of them is not seen.
 
     Args:
         model: a built model.
@@ -105,13 +105,13 @@ class PoolingState(NamedTuple):
         name: path of the layer inside of the model.
         initial: strides it was built with, one for each axis.
         strides: strides it has now.
-        input_size: size of the map it receives, likewise.
-        output_size: size of the map it returns.
+        input_size: size of the map it receives, one for each axis.
+        output_size: size of the map it returns, one for each axis.
         learned: whether its strides are trainable.
         kind: name of its class.
-        ramp: where its mask falls off; `None` where there is no such choice.
-        smoothness_factor: width of that ramp, likewise.
-        norm: scaling of its transforms, likewise.
+        ramp: its ramp, `None` if it has none.
+        smoothness_factor: width of that ramp, `None` if it has none.
+        norm: scaling of its transforms, `None` if it has none.
         shared_stride: whether one number serves as stride of all axes.
     """
 

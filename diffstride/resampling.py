@@ -104,16 +104,7 @@ class Factor(NamedTuple):
 def factors(
     sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
 ) -> list[Factor]:
-    """The matrices of all axes.
-
-    Args:
-        sizes: input size of each axis.
-        bands: weights and output size of each axis.
-        norm: scaling of the transforms, as in `numpy.fft`.
-
-    Returns:
-        A `Factor` for each axis; the last axis is the one-sided one.
-    """
+    """The matrices of all axes; the last axis is the one-sided one."""
     rank = len(sizes)
     symmetric = not any(band.asymmetric for band in bands[:-1])
     made = [
@@ -129,15 +120,8 @@ def two_sided_factor(
 ) -> Factor:
     """Matrix of an axis whose frequencies of either sign have own weights.
 
-    Args:
-        size: input size.
-        band: weights and output size.
-        norm: scaling of the transforms, as in `numpy.fft`.
-        dense: whether the imaginary part, if any, must be one matrix. If not,
-            it is given as a product where that is cheaper.
-
-    Returns:
-        A `Factor` of shape (output size, size).
+    `dense` asks for the imaginary part, if any, as one matrix. By default it is
+    given as a product where that is cheaper.
     """
     if not band.asymmetric:
         return one_sided_factor(size, band, norm, real=True)
@@ -159,14 +143,7 @@ def one_sided_factor(
 ) -> Factor:
     """Matrix of an axis whose negative frequencies mirror the positive ones.
 
-    Args:
-        size: input size.
-        band: weights and output size.
-        norm: scaling of the transforms, as in `numpy.fft`.
-        real: whether the imaginary part can be left out.
-
-    Returns:
-        A `Factor` of shape (output size, size).
+    `real` says that the imaginary part can be left out.
     """
     ops = ops_for(band.negative)
     index = ops_for(size, band.output_size)
@@ -183,14 +160,8 @@ def one_sided_factor(
 def low_rank_pays(size: Size, asymmetric: int) -> bool:
     """Whether an imaginary part of low rank is cheaper than a dense one.
 
+    It is for few frequencies, compared to the size where that is known.
     `scripts/benchmarks/benchmark.py` shows where the crossover lies.
-
-    Args:
-        size: input size of the axis.
-        asymmetric: number of frequencies that make up the imaginary part.
-
-    Returns:
-        `True` for few frequencies, compared to the size where it is known.
     """
     known = size if isinstance(size, int) else 0
     return asymmetric == 1 or known >= LOW_RANK_SIZE * asymmetric

@@ -317,7 +317,8 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
     dense. These are the layers of a sequential model (`stem`, `pooling`,
     `block_1`, ..., `bn_head`, `average`, `dense`), which is a graph with
-    `inputs`, `outputs` and feature maps once it is built. Kernels are initialised with he_normal; convolutions have no bias.
+    `inputs`, `outputs` and feature maps once it is built. Kernels are
+    initialised with he_normal; convolutions have no bias.
 
     Args:
         filters: channels of the stem, then of each block.
@@ -334,8 +335,7 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
             that takes `strides` and `data_format`.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         num_layers: number of residual layers in each block.
-        dtype: dtype or dtype policy of all layers.
-        **kwargs: arguments of every Keras model, such as `name`.
+        **kwargs: arguments of every Keras model, such as `name` and `dtype`.
 
     Call arguments:
         inputs: 4-D tensor of images, of any number of channels.
@@ -376,9 +376,9 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
         pooling_cls: PoolingClass = None,
         weight_decay: float = 0.0,
         num_layers: int = 2,
-        dtype: Any = None,
         **kwargs: Any,
     ):
+        dtype = kwargs.pop("dtype", None)  # Sequential models take none.
         super().__init__(**kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)

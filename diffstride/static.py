@@ -1,4 +1,4 @@
-"""Output sizes for compilers: held for a step, constant, or refused.
+"""Output sizes for compilers: known for a step, constant, or refused.
 
 The size of a map behind a learned stride changes while training goes on, which
 no compiler takes. `static_sizes` therefore reads the strides before each step,

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,19 +12,18 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride import callbacks, data, files, resnet
+from diffstride.budget import add_stride_cost
 from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
+from diffstride.formatting import aligned, human
 from diffstride.profiling import (
-    PoolingState,
     learns_strides,
     pooling_states,
     profile,
     stride_variables,
 )
-from diffstride.budget import add_stride_cost
 from diffstride.static import static_sizes
-from diffstride.formatting import aligned, human
 
 
 def train(
@@ -41,6 +39,7 @@ def train(
     deterministic: bool = True,
     jit_compile: bool = False,
     config_fn: Callable[[], str] | None = None,
+    differing_fn: Callable[[str, str], Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Trains a classifier, or goes on with a run that was interrupted.
 
@@ -72,6 +71,9 @@ def train(
         config_fn: called once model and optimizer are there, returns the
             settings in force as text. Without it, going on in a workdir with
             other arguments is not noticed.
+        differing_fn: called with two such texts, returns the settings that
+            forbid to go on from one with the other; by default all lines that
+            are not in both.
 
     Returns:
         The content of `summary.json`.
@@ -86,13 +88,7 @@ def train(
             "`deterministic` must be False with `jit_compile=True`: not all of "
             "XLA's operations are. Received: deterministic=True"
         )
-    keras.utils.set_random_seed(seed)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    keras.config.set_image_data_format(
-        "channels_first" if gpus else "channels_last"
-    )
+    _set_up(seed, deterministic)
     with as_config_errors():
         datasets = load_data_fn(seed=seed)
         # Again, as TFDS draws numbers when it has to build a data set first.
@@ -101,33 +97,16 @@ def train(
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
-            if stride_cost_weight and learns_strides(model):
-                add_stride_cost(model, stride_cost_weight, datasets.image_shape)
-            elif stride_cost_weight:
-                logging.info(
-                    "`stride_cost_weight` has no effect: no learned strides"
-                )
-            if jit_compile:
-                static_sizes(model)
-            optimizer = optimizer_cls()
-            optimizer.exclude_from_weight_decay(
-                var_list=stride_variables(model)
-            )
-            model.compile(
-                optimizer,
-                loss=keras.losses.CategoricalCrossentropy(
-                    from_logits=True, label_smoothing=label_smoothing
-                ),
-                metrics=["accuracy"],
-                jit_compile=True if jit_compile else "auto",
-            )
-            optimizer.build(model.trainable_variables)
+            _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
+            _compile(model, optimizer_cls, label_smoothing, jit_compile)
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
     config_text = config_fn() if config_fn else ""
     backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
-    _write_config(root / "config.gin", config_text, resuming=backup.path)
+    if backup.path.exists():
+        _check_same_run(root, config_text, differing_fn or _differing_lines)
+    files.replace_text(root / "config.gin", config_text)
     first_epoch = backup.restore(model)
     if first_epoch:
         logging.info("Going on after epoch %d in %s", first_epoch, root)
@@ -138,6 +117,9 @@ def train(
         datasets.steps_per_epoch,
         first_epoch,
     )
+    board = callbacks.TensorBoard(
+        str(root / "tensorboard"), recorder, config_text
+    )
     if first_epoch < num_epochs:
         model.fit(
             datasets.epochs(first_epoch, num_epochs),
@@ -147,12 +129,11 @@ def train(
             steps_per_epoch=datasets.steps_per_epoch,
             shuffle=False,  # The data set is shuffled.
             verbose=1 if sys.stdout.isatty() else 2,
+            # What stops comes before what keeps.
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),
                 recorder,
-                callbacks.TensorBoard(
-                    str(root / "tensorboard"), recorder, config_text
-                ),
+                board,
                 backup,
             ],
         )
@@ -160,35 +141,20 @@ def train(
     # to be the one that is kept.
     backup.restore(model)
     files.replace_file(root / "model.keras", model.save)
-    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
-    calls = profile(model, datasets.image_shape)
-    states = pooling_states(calls)
-    cost = cost_of_calls(model, calls)
-    summary = {
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "seconds": sum(row["seconds"] for row in recorder.rows),
-        "epochs": max(first_epoch, num_epochs),
-        "parameters": model.count_params(),
-        "cost": cost.totals(),
-        "seed": seed,
-        "environment": environment(),
-        "pooling": [state._asdict() for state in states],
-    }
+    seconds = sum(row["seconds"] for row in recorder.rows)
+    epochs = max(first_epoch, num_epochs)
+    summary = _summary(model, datasets, seconds, epochs, seed)
     text = json.dumps(summary, indent=1) + "\n"
     files.replace_text(root / "summary.json", text)
-    print(format_summary(summary, states))
+    print(format_summary(summary))
     return summary
 
 
-def format_summary(
-    summary: dict[str, Any], states: Sequence[PoolingState]
-) -> str:
+def format_summary(summary: dict[str, Any]) -> str:
     """Lays out the result of a run for the terminal.
 
     Args:
         summary: what `train` returns.
-        states: the pooling layers of the trained model.
 
     Returns:
         Several lines of text.
@@ -203,20 +169,19 @@ def format_summary(
         f"cost           {human(cost['macs'])} multiply-accumulates and "
         f"{human(cost['activation_bytes'], 'B')} of activations an image",
     ]
-    if not states:
-        return "\n".join(lines)
     rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
-    for state in states:
+    for state in summary["pooling"]:
         rows.append(
             (
-                state.name,
-                " x ".join(f"{s:.2f}" for s in state.initial),
-                " x ".join(f"{s:.2f}" for s in state.strides),
-                " x ".join(map(str, state.input_size)),
-                " x ".join(map(str, state.output_size)),
+                state["name"],
+                " x ".join(f"{s:.2f}" for s in state["initial"]),
+                " x ".join(f"{s:.2f}" for s in state["strides"]),
+                " x ".join(map(str, state["input_size"])),
+                " x ".join(map(str, state["output_size"])),
             )
         )
-    return "\n".join([*lines, "", *aligned(rows)])
+    table = ["", *aligned(rows)] if summary["pooling"] else []
+    return "\n".join([*lines, *table])
 
 
 def _check_arguments(
@@ -247,20 +212,27 @@ def _check_arguments(
             )
 
 
+def _set_up(seed: int, deterministic: bool) -> None:
+    """Sets what holds for the whole process."""
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    gpus = tf.config.list_physical_devices("GPU")
+    keras.config.set_image_data_format(
+        "channels_first" if gpus else "channels_last"
+    )
+
+
 def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
-    present = tf.config.list_logical_devices()
+    names = [device.name for device in tf.config.list_logical_devices()]
+    short = [name.removeprefix("/device:") for name in names]
     if devices is None:
-        devices = [d.name for d in present if d.device_type == "GPU"]
-    names = [d.name for d in present]
-    for device in devices:
-        if not any(name.endswith(f":{device}") for name in names) and (
-            device not in names
-        ):
-            raise ConfigError(
-                "`devices` must be among those of this machine, "
-                f"{', '.join(n.split('device:')[-1] for n in names)}. "
-                f"Received: devices={list(devices)}"
-            )
+        devices = [name for name in short if name.startswith("GPU:")]
+    if not set(devices) <= {*names, *short}:
+        raise ConfigError(
+            "`devices` must be among those of this machine, "
+            f"{', '.join(short)}. Received: devices={list(devices)}"
+        )
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(list(devices))
     if devices:
@@ -278,28 +250,75 @@ def _check_data_format(model: keras.Model) -> None:
         )
 
 
-def _write_config(
-    path: pathlib.Path, text: str, resuming: pathlib.Path
+def _add_stride_cost(
+    model: keras.Model, weight: float, image_shape: tuple
 ) -> None:
-    """Writes the settings, or refuses to go on with a run that had others."""
-    if resuming.exists() and path.exists():
-        old, new = _settings(path.read_text()), _settings(text)
-        if differing := sorted(old ^ new):
-            raise ConfigError(
-                f"`workdir` {path.parent} holds a run with other settings; "
-                "choose another --workdir, or remove it to start afresh. "
-                f"Differing: {'; '.join(differing)}"
-            )
-    files.replace_text(path, text)
+    if weight and learns_strides(model):
+        add_stride_cost(model, weight, image_shape)
+    elif weight:
+        logging.info("`stride_cost_weight` has no effect: no learned strides")
 
 
-def _settings(text: str) -> set[str]:
-    """The settings that have to stay the same when a run is taken up again."""
-    text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
-    statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
-    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+def _compile(
+    model: keras.Model,
+    optimizer_cls: Callable[[], keras.Optimizer],
+    label_smoothing: float,
+    jit_compile: bool,
+) -> None:
+    if jit_compile:
+        static_sizes(model)
+    optimizer = optimizer_cls()
+    optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
+    model.compile(
+        optimizer,
+        loss=keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=label_smoothing
+        ),
+        metrics=["accuracy"],
+        jit_compile=True if jit_compile else "auto",
+    )
+    optimizer.build(model.trainable_variables)
+
+
+def _check_same_run(
+    root: pathlib.Path,
+    config_text: str,
+    differing_fn: Callable[[str, str], Sequence[str]],
+) -> None:
+    """Refuses to go on with a run that had other settings."""
+    path = root / "config.gin"
+    if not path.exists():
+        return
+    if differing := differing_fn(path.read_text(), config_text):
+        raise ConfigError(
+            f"`workdir` {root} holds a run with other settings; choose another "
+            "--workdir, or remove it to start afresh. Differing: "
+            f"{'; '.join(differing)}"
+        )
+
+
+def _differing_lines(old: str, new: str) -> list[str]:
+    return sorted(set(old.splitlines()) ^ set(new.splitlines()))
+
+
+def _summary(
+    model: keras.Model,
+    datasets: data.Datasets,
+    seconds: float,
+    epochs: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Tests a model, and describes it and its run."""
+    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
+    calls = profile(model, datasets.image_shape)
     return {
-        " ".join(statement.split())
-        for statement in statements
-        if statement.strip() and not re.match(free, statement)
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "seconds": seconds,
+        "epochs": epochs,
+        "parameters": model.count_params(),
+        "cost": cost_of_calls(model, calls).totals(),
+        "seed": seed,
+        "environment": environment(),
+        "pooling": [state._asdict() for state in pooling_states(calls)],
     }

@@ -17,7 +17,7 @@ for KERAS_BACKEND in jax torch; do
   python -m pytest -q -n 2 --dist worksteal --durations=5 \
     tests/test_{spectral,goldens,pooling,ramps,dimensions,precision}.py \
     tests/test_{static,resnet,inspection,regularizers,cost}.py \
-    tests/test_{benchmark,fit_arrays}.py
+    tests/test_benchmark.py
 done
 export KERAS_BACKEND=tensorflow
 python -m pytest -q -n 2 --dist worksteal --durations=10 "$@"

@@ -42,6 +42,31 @@ def test_a_non_finite_loss_names_the_step():
     assert "\n" not in message
 
 
+def test_weights_must_stay_finite(tmp_path):
+    # The only step of the epoch spoils the weights; its own loss is finite.
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(3e38), "mse")
+    backup = Backup(tmp_path, steps_per_epoch=1)
+    with pytest.raises(NonFiniteLossError) as caught:
+        model.fit(
+            np.full((4, 1), 10.0),
+            np.ones((4, 1)),
+            verbose=0,
+            callbacks=[StopOnNonFiniteLoss(), backup],
+        )
+    message = str(caught.value)
+    assert message.startswith("Weight ")
+    assert "is not finite after step 1 (epoch 1, batch 1)" in message
+    assert not backup.path.exists()
+
+
+def test_finite_weights_are_no_reason_to_stop():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.ones((4, 1))
+    model.fit(x, x, verbose=0, callbacks=[StopOnNonFiniteLoss()])
+
+
 def test_steps_are_counted_over_restarts(tmp_path):
     backup = Backup(tmp_path, steps_per_epoch=3)
     trained([backup], epochs=2)

@@ -1,10 +1,13 @@
+"""The wheel, installed and used in an empty folder."""
+
 import doctest
+import fcntl
 import importlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
-import textwrap
 import zipfile
 
 import numpy as np
@@ -13,123 +16,207 @@ import pytest
 import diffstride
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCES = (
+    "diffstride",
+    "configs",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CITATION.cff",
+)
+
+TRAINS = """
+import sys
+
+for absent in ("tensorflow", "tensorflow_datasets", "gin"):
+    sys.modules[absent] = None
+
+import keras
+import numpy as np
+import diffstride
+from diffstride.profiling import pooling_states, profile
+from diffstride.resnet import Resnet
+
+x = np.random.default_rng(0).normal(size=(8, 12, 12, 1))
+y = np.eye(2)[[0, 1] * 4]
+model = Resnet(
+    [2, 4], [1, 2], num_output_classes=2,
+    pooling_cls=diffstride.DiffStride, num_layers=1,
+)
+model.compile("sgd", "mse")
+model.fit(x, y, batch_size=4, verbose=0, validation_data=(x, y))
+expected = model.predict(x, verbose=0)
+frozen = diffstride.freeze(model).predict(x, verbose=0)
+np.testing.assert_allclose(frozen, expected, atol=1e-5)
+states = pooling_states(profile(model, (12, 12, 1)))
+assert float(diffstride.stride_cost([s.strides for s in states])) > 0
+assert diffstride.model_cost(model).macs > 0
+assert diffstride.DiffStride1D()(x[:, :, 0]).shape == (8, 12, 1)
+model.save("model.keras")
+np.savez("expected.npz", x=x, y=expected)
+"""
+
+LOADS = """
+import sys
+
+sys.modules["tensorflow"] = None
+
+import diffstride
+import keras
+import numpy as np
+
+arrays = np.load("expected.npz")
+model = keras.models.load_model("model.keras")
+actual = model.predict(arrays["x"], verbose=0)
+np.testing.assert_allclose(actual, arrays["y"], atol=1e-5)
+assert diffstride.cost.model_cost(model).macs > 0  # Modules, as ever.
+assert diffstride.__file__.startswith(sys.argv[1]), diffstride.__file__
+"""
 
 
-def run(script, backend):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_layers_import_neither_tensorflow_nor_gin_nor_tfds(backend):
-    script = """
-        import sys
-        import diffstride.cost
-        import diffstride.inspection
-        import diffstride.pooling
-        import diffstride.regularizers
-        import diffstride.resnet
-        import diffstride.spectral
-        import diffstride.static
-        bad = {'tensorflow', 'gin', 'tensorflow_datasets', 'absl.app'}
-        sys.exit(', '.join(sorted(bad & set(sys.modules))) or None)
-    """
-    run(script, backend)
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_layers_train_where_there_is_no_tensorflow(backend):
-    # Keras itself imports it where it is found.
-    script = """
-        import sys
-
-        class Without:
-            def __init__(self, finder):
-                self.finder = finder
-
-            def __getattr__(self, name):
-                return getattr(self.finder, name)
-
-            def find_spec(self, name, path=None, target=None):
-                absent = ("tensorflow", "tensorflow_datasets", "gin")
-                if name.partition(".")[0] not in absent:
-                    return self.finder.find_spec(name, path, target)
-
-        sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-
-        import keras
-        import numpy as np
-        import diffstride
-        from diffstride.profiling import pooling_states
-        from diffstride.budget import stride_cost
-        from diffstride.resnet import Resnet
-
-        x = np.random.default_rng(0).normal(size=(8, 12, 12, 1))
-        y = np.eye(2)[[0, 1] * 4]
-        model = Resnet(
-            [2, 4], [1, 2], num_output_classes=2,
-            pooling_cls=diffstride.DiffStride, num_layers=1,
-        )
-        model.compile("sgd", "mse")
-        model.fit(x, y, batch_size=4, verbose=0, validation_data=(x, y))
-        expected = model.predict(x, verbose=0)
-        actual = diffstride.freeze(model).predict(x, verbose=0)
-        np.testing.assert_allclose(actual, expected, atol=1e-5)
-        states = pooling_states(model, (12, 12, 1))
-        assert float(stride_cost([s.strides for s in states])) > 0
-        assert diffstride.DiffStride1D()(x[:, :, 0]).shape == (8, 12, 1)
-        assert "tensorflow" not in sys.modules
-    """
-    run(script, backend)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+    """Built once, by whichever of pytest's processes comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (found := list(folder.glob("wheel/*.whl"))):
+            found = [build(folder / "sources", folder / "wheel")]
+    return found[0]
+
+
+def build(sources, folder):
+    """Builds from a copy: the checkout may hold the remains of another."""
+    sources.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, sources / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, sources)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
-        + ["--wheel-dir", str(folder), str(ROOT)],
-        check=True,
+        [*command, "--wheel-dir", str(folder), str(sources)], check=True
     )
     (path,) = folder.glob("*.whl")
     return path
 
 
-def test_the_wheel_holds_modules_and_configs(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("diffstride", "**/*.py"), ("configs", "*.gin")):
-        files = [p.relative_to(ROOT) for p in (ROOT / folder).glob(pattern)]
-        assert files
-        for file in files:
-            inside = file if folder == "diffstride" else "diffstride" / file
-            assert str(inside) in names
-    assert not any(name.startswith("tests") for name in names)
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """Where the wheel is installed, by itself."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"]
+    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
+    return folder
 
 
-def test_an_installed_wheel_finds_its_configs_from_any_folder(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    script = (
-        "import diffstride.config as c; c.load(['cifar10.gin'], []); "
-        "print(c.configs_dir())"
+@pytest.fixture
+def installed(site, tmp_path):
+    """Runs Python on the installed wheel, in an empty folder."""
+
+    def run(*arguments, backend="tensorflow"):
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(site),
+                "KERAS_BACKEND": backend,
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def test_the_wheel_holds_modules_configs_and_types(wheel):
+    archive = zipfile.ZipFile(wheel)
+    files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        str(path.relative_to(ROOT))
+        for pattern in ("*.py", "py.typed")
+        for path in (ROOT / "diffstride").rglob(pattern)
+    } | {
+        str("diffstride" / path.relative_to(ROOT))
+        for pattern in ("*.gin", "*.toml")
+        for path in (ROOT / "configs").rglob(pattern)
+    }
+    assert files == expected
+
+
+def test_the_metadata_tell_what_the_wheel_is(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith("/METADATA")]
+    text = archive.read(name).decode()
+    extras = {
+        line.partition(": ")[2]
+        for line in text.splitlines()
+        if line.startswith("Provides-Extra")
+    }
+    assert extras == {"datasets", "jax", "report", "test", "torch"}
+    assert "Description-Content-Type: text/markdown" in text
+    assert "License-File: LICENSE" in text
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"]
+)
+def test_the_layers_train_where_there_is_no_tensorflow(
+    installed, site, backend
+):
+    installed("-c", TRAINS, backend=backend)
+    installed("-c", LOADS, site, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("diffstride.sweep", "--help"),
+        ("diffstride.report", "--help"),
+        (
+            "diffstride.sweep",
+            "--gin_config=digits.gin",
+            "--grid=method=strided|outer",
+            "--grid=seed=0|1|2",
+            "--dry_run",
+        ),
+    ],
+    ids=lambda arguments: "".join(arguments[::4]),
+)
+def test_tools_start_without_keras(installed, arguments):
+    done = installed("-X", "importtime", "-m", *arguments)
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in done.stderr.splitlines()
+    }
+    assert not imported & {"keras", "tensorflow", "torch", "jax"}
+    assert "diffstride" in imported
+    if "--dry_run" in arguments:
+        assert "6 runs in" in done.stdout
+
+
+def test_train_and_report_in_an_empty_folder(installed, tmp_path, data_dir):
+    installed(
+        *("-m", "diffstride.main", "--gin_config=digits.gin"),
+        *("--workdir=run", f"--data_dir={data_dir}"),
+        "--gin_bindings=train.num_epochs = 1",
+        "--gin_bindings=resnet.Resnet.filters = [2, 2, 2, 2]",
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=elsewhere,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(site / "diffstride" / "configs")
+    assert (tmp_path / "run" / "model.keras").exists()
+    installed("-m", "diffstride.report", "run", "--output=report")
+    report = tmp_path / "report"
+    assert "## Test accuracy" in (report / "report.md").read_text()
+    assert (report / "trajectories.png").exists()
+    assert not list(report.glob("*.svg"))
 
 
 @pytest.mark.parametrize("name", ["pooling", "resnet"])
@@ -140,15 +227,9 @@ def test_examples_in_docstrings(name):
     assert tried and not failed
 
 
-def test_public_names():
-    for name in (
-        "DiffStride",
-        "FixedSpectralPooling",
-        "SpatialPooling",
-        "StrideConstraint",
-        "add_stride_cost",
-        "format_cost",
-        "model_cost",
-        "stride_cost",
-    ):
-        assert hasattr(diffstride, name)
+def test_public_names_are_found_when_they_are_used():
+    assert set(diffstride.__all__) <= set(dir(diffstride))
+    for name in diffstride.__all__:
+        assert getattr(diffstride, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Diffstride'"):
+        diffstride.Diffstride  # noqa: B018

@@ -287,7 +287,7 @@ def test_it_is_a_graph():
 def test_config_keys_equal_the_signature(cls, args):
     instance = cls(*args)
     names = set(inspect.signature(cls.__init__).parameters)
-    names -= {"self", "kwargs", "residual_layer_args", "dtype"}
+    names -= {"self", "kwargs", "residual_layer_args"}
     config = instance.get_config()
     assert set(config) - {"name", "dtype", "trainable"} == names
     for name in names:

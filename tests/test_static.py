@@ -34,14 +34,15 @@ DYNAMIC = {"run_eagerly": True} if JAX else {"jit_compile": False}
 
 @contextlib.contextmanager
 def compilations(note):
-    """Calls `note` whenever JAX compiles anything."""
+    """Calls `note` whenever JAX compiles a training step."""
     if BACKEND != "jax":
         yield
         return
     import jax
 
     def listen(event, duration, **kwargs):
-        if event.endswith("backend_compile_duration"):
+        step = kwargs.get("fun_name") == "jit(train_step)"
+        if step and event.endswith("backend_compile_duration"):
             note()
 
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -1,3 +1,36 @@
-"""TFDS builders that need no network; importing this registers them."""
+"""Data sets by name: those of TFDS, and builders that need no network."""
+
+import difflib
+
+import tensorflow_datasets as tfds
 
 from diffstride.datasets.digits import Digits as Digits
+from diffstride.errors import DataError
+
+
+def find_builder(
+    name: str, data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+    """Looks a data set up, without preparing it.
+
+    Args:
+        name: TFDS name.
+        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
+
+    Returns:
+        Its builder.
+
+    Raises:
+        DataError: if there is none of that name, or TFDS cannot load it.
+    """
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        known = [*tfds.list_builders(), "digits"]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise DataError(
+            f"`name` must be a data set of TFDS. Received: name={name!r}.{hint}"
+        ) from error
+    except Exception as error:
+        raise DataError(f"Data set '{name}' cannot be used: {error}") from error

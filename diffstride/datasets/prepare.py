@@ -20,13 +20,16 @@ from tensorflow_datasets.core.download.download_manager import (
     NonMatchingChecksumError,
 )
 
-from diffstride.data import find_builder
+from diffstride.datasets import find_builder
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
 _FILES = flags.DEFINE_string("files", None, "Folder that holds the files.")
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where to build; default is TFDS's own choice."
+    "data_dir",
+    None,
+    "Where to build; default is TFDS's own choice.",
+    allow_override=True,  # One process may import `main` too, which has it.
 )
 
 # SHA-256 of the uncompressed files. Packages recompress them, so the checksums

@@ -28,16 +28,18 @@ class FFTForm(BaseDiffStride):
         return ops.cast(y, inputs.dtype)
 
     def _resampled(self, x: Any) -> Any:
-        height, width = x.shape[2:]
-        strides = self._used(
-            ops.convert_to_tensor(self.stride_weights), (height, width)
-        )
+        sizes = height, width = tuple(x.shape[2:])
+        strides = self.low_pass.used(sizes, self.scaled_strides())
         rows = np.fft.fftfreq(height) * height
         rows = np.where(rows < 0, -rows - 1, rows).astype("float32")
         columns = np.arange(width // 2 + 1, dtype="float32") - 1
         rows = self._weights(height, strides[0], rows)
         columns = self._weights(width, strides[1], columns)
-        return _TRANSFORMS[keras.backend.backend()](self, x, rows, columns)
+        if keras.backend.backend() == "tensorflow":
+            return _tensorflow(x, rows, columns)
+        # On these backends sizes have to be known.
+        output = self.output_sizes(sizes, self.initial_strides)
+        return _cropped_to(output, x, rows, columns)
 
     def _weights(self, size: int, stride: Any, positions: Any) -> Any:
         smoothness = self.smoothness_factor
@@ -46,7 +48,7 @@ class FFTForm(BaseDiffStride):
         return ops.clip(distance / smoothness, 0.0, 1.0)
 
 
-def _tensorflow(layer: FFTForm, x: Any, rows: Any, columns: Any) -> Any:
+def _tensorflow(x: Any, rows: Any, columns: Any) -> Any:
     import tensorflow as tf
 
     spectrum = tf.signal.rfft2d(x)
@@ -60,34 +62,14 @@ def _tensorflow(layer: FFTForm, x: Any, rows: Any, columns: Any) -> Any:
     return tf.signal.irfft2d(spectrum, length)
 
 
-def _jax(layer: FFTForm, x: Any, rows: Any, columns: Any) -> Any:
-    import jax.numpy as jnp
+def _cropped_to(sizes: tuple[int, int], x: Any, rows: Any, columns: Any) -> Any:
+    if keras.backend.backend() == "jax":
+        from jax.numpy import fft
+    else:
+        from torch import fft
 
-    spectrum = jnp.fft.rfft2(x)
-    spectrum *= columns[None, :]
-    spectrum *= rows[:, None]
-    kept_rows, kept_columns, sizes = _kept(layer, x.shape[2:])
-    spectrum = spectrum[:, :, kept_rows][..., kept_columns]
-    return jnp.fft.irfft2(spectrum, sizes)
-
-
-def _torch(layer: FFTForm, x: Any, rows: Any, columns: Any) -> Any:
-    import torch
-
-    spectrum = torch.fft.rfft2(x)
-    spectrum = spectrum * columns[None, :]
-    spectrum = spectrum * rows[:, None]
-    kept_rows, kept_columns, sizes = _kept(layer, x.shape[2:])
-    spectrum = spectrum[:, :, kept_rows][..., kept_columns]
-    return torch.fft.irfft2(spectrum, sizes)
-
-
-def _kept(layer: FFTForm, shape: tuple) -> tuple:
-    """What is kept, as sizes have to be known on these backends."""
-    sizes = layer.output_sizes(tuple(shape), layer.initial_strides)
-    half = sizes[0] // 2
-    rows = np.r_[0:half, shape[0] - half : shape[0]]
-    return rows, np.arange(sizes[1] // 2 + 1), sizes
-
-
-_TRANSFORMS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+    spectrum = fft.rfft2(x) * columns[None, :] * rows[:, None]
+    height, half = x.shape[2], sizes[0] // 2
+    kept_rows = np.r_[0:half, height - half : height]
+    kept_columns = np.arange(sizes[1] // 2 + 1)
+    return fft.irfft2(spectrum[:, :, kept_rows][..., kept_columns], sizes)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Learned strides on a task whose right strides are known.
+r"""Learned strides on a task whose right strides are known.
 
-    python scripts/known_answer.py --output=results/known_answer.jsonl
+    python scripts/benchmarks/known_answer.py \
+        --output=results/known_answer.jsonl
 
 Images of 32 x 32 hold waves that run down the height, of 1 to 8 cycles and of
-random phase. Which of the eight are there is to be told; nothing depends on the
+random phase. The task is to detect which are present; nothing depends on the
 width. The network sees the pooled images in white noise, so that what the mask
 takes from a wave is lost. (Without that noise it would not be: the next layer
 can amplify again what was attenuated.) The transforms are unitary: at any
@@ -34,7 +35,7 @@ from diffstride.cost import cost_of_calls, scalars  # noqa: E402
 from diffstride.environment import environment  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 from diffstride.files import read_rows, replace_text  # noqa: E402
-from diffstride.resampling import RAMPS  # noqa: E402
+from diffstride.masks import RAMPS  # noqa: E402
 from diffstride.profiling import pooling_states, profile  # noqa: E402
 
 SIZE = 32
@@ -42,12 +43,11 @@ WAVES = 8
 SMOOTHNESS = 2.0
 UPPER_LIMIT = 8.0
 _AMPLITUDE = 0.25
-_IMAGE_SHAPE = (SIZE, SIZE, 1)
 
 
 def main(argv: list[str]) -> int:
-    """Trains from each start with each ramp; runs that are there are kept."""
-    arguments = _arguments(argv[1:])
+    """Trains from each start with each ramp; finished runs are kept."""
+    arguments = _arguments(argv)
     output = pathlib.Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     records = read_rows(output)
@@ -84,7 +84,7 @@ def expected_strides(ramp: str) -> list[tuple[float, float]]:
     """Where strides should end, in height and in width.
 
     Args:
-        ramp: one of `spectral.RAMPS`.
+        ramp: one of `masks.RAMPS`.
 
     Returns:
         For the height, the stride from which on the mask takes from the highest
@@ -128,24 +128,25 @@ def network(ramp: str, start: float) -> keras.Model:
     """Builds a network with one DiffStride layer before everything else.
 
     Args:
-        ramp: one of `spectral.RAMPS`.
+        ramp: one of `masks.RAMPS`.
         start: initial stride of both axes.
 
     Returns:
         A model that gives a logit for each wave.
     """
     layers = keras.layers
+    pooling = DiffStride(
+        start,
+        SMOOTHNESS,
+        upper_limit_stride=UPPER_LIMIT,
+        norm="ortho",
+        ramp=ramp,
+        name="pooling",
+    )
     return keras.Sequential(
         [
-            layers.Input(_IMAGE_SHAPE),
-            DiffStride(
-                start,
-                SMOOTHNESS,
-                upper_limit_stride=UPPER_LIMIT,
-                norm="ortho",
-                ramp=ramp,
-                name="pooling",
-            ),
+            layers.Input((SIZE, SIZE, 1)),
+            pooling,
             layers.GaussianNoise(1.0),
             layers.Lambda(lambda x: keras.ops.mean(x, axis=2)),
             layers.Conv1D(64, 9, padding="same", activation="relu"),
@@ -167,18 +168,16 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     Returns:
         A record as of `diffstride.runs`.
     """
-    keras.utils.set_random_seed(settings["seed"])
+    seed = settings["seed"]
+    keras.utils.set_random_seed(seed)
     model = network(settings["method"], float(settings["strides"]))
     add_stride_cost(model, settings["lambda"])
-    steps = 100 * epochs
-    rate = keras.optimizers.schedules.CosineDecay(0.01, steps)
+    rate = keras.optimizers.schedules.CosineDecay(0.01, 100 * epochs)
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
     )
-    x, y = images(6400, seed=2 * settings["seed"])
-    test = images(2000, seed=2 * settings["seed"] + 1)
     rows: list[dict[str, Any]] = []
 
     def note(epoch: int, logs: dict[str, float]) -> None:
@@ -186,18 +185,29 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
         step = 100 * (epoch + 1)
         rows.append({"epoch": epoch + 1, "step": step, **logs, **values})
 
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
+    train, test = images(6400, seed=2 * seed), images(2000, seed=2 * seed + 1)
     begin = time.perf_counter()
     model.fit(
-        x,
-        y,
-        batch_size=64,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=note)],
+        *train, batch_size=64, epochs=epochs, verbose=0, callbacks=[callback]
     )
     seconds = time.perf_counter() - begin
     loss, accuracy = model.evaluate(*test, verbose=0)
     calls = profile(model)
+    expected = {"expected": expected_strides(settings["method"])}
+    summary = {
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "seconds": seconds,
+        "epochs": epochs,
+        "parameters": model.count_params(),
+        "cost": cost_of_calls(model, calls).totals(),
+        "seed": seed,
+        "environment": environment(),
+        "pooling": [
+            {**state._asdict(), **expected} for state in pooling_states(calls)
+        ],
+    }
     return {
         "name": name,
         "settings": settings,
@@ -205,23 +215,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
         "bindings": [],
         "jobs": 1,
         "error": None,
-        "summary": {
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-            "seconds": seconds,
-            "epochs": epochs,
-            "parameters": model.count_params(),
-            "cost": cost_of_calls(model, calls).totals(),
-            "seed": settings["seed"],
-            "environment": environment(),
-            "pooling": [
-                {
-                    **state._asdict(),
-                    "expected": expected_strides(settings["method"]),
-                }
-                for state in pooling_states(calls)
-            ],
-        },
+        "summary": summary,
         "epochs": rows,
     }
 
@@ -241,4 +235,4 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run_reporting_errors(main)(sys.argv))
+    sys.exit(run_reporting_errors(main)(sys.argv[1:]))

@@ -1,0 +1,251 @@
+"""From a TFDS name to shuffled, augmented, normalised batches.
+
+Everything random is drawn statelessly from the seed, the epoch and the index of
+the example, so that a run taken up again at some epoch sees the same batches as
+one that was never stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import keras
+import tensorflow as tf
+
+from diffstride.data.augmentation import mixup, mixup_weights
+from diffstride.data.sources import Source
+from diffstride.errors import DataError
+
+AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+_fold_in = tf.random.experimental.stateless_fold_in
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """Batches of (images, one-hot labels), ready for `fit`.
+
+    Attributes:
+        epoch: gives the training batches of an epoch, from its number.
+        test: the test batches, once through.
+        num_classes: number of classes.
+        image_shape: shape of an image, in the data format of the batches.
+        steps_per_epoch: number of training batches in an epoch.
+    """
+
+    epoch: Callable[[int], tf.data.Dataset]
+    test: tf.data.Dataset
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    steps_per_epoch: int
+
+    def epochs(
+        self, first: int = 0, last: int | None = None
+    ) -> tf.data.Dataset:
+        """Training batches of the epochs from `first` up to before `last`.
+
+        Args:
+            first: number of the first epoch.
+            last: number after that of the last epoch; `None` goes on for ever.
+
+        Returns:
+            One data set, to be used with `fit(steps_per_epoch=...)`.
+        """
+        last = tf.int64.max if last is None else last
+        numbers = tf.data.Dataset.range(first, last)
+        return numbers.flat_map(self.epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def load_datasets(
+    name: str = "cifar10",
+    batch_size: int = 128,
+    augment_fn: AugmentFn | None = None,
+    mixup_alpha: float = 0.0,
+    data_dir: str | None = None,
+    image_size: int | Sequence[int] | None = None,
+    resizing: str = "resize",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    shuffle_buffer: int | None = None,
+    seed: int = 0,
+) -> Datasets:
+    """Loads an image-classification data set of TFDS by its name.
+
+    With Mixup, images are merged in disjoint pairs, as in the authors'
+    release: a batch of `batch_size` uses up twice as many images, and an epoch
+    has half as many steps.
+
+    Args:
+        name: a TFDS name such as `"cifar10"`, or `"digits"`.
+        batch_size: number of examples in a batch. Incomplete training batches
+            are dropped, incomplete test batches are not.
+        augment_fn: `augment_fn(image, seed)` gives the image to train on;
+            `image` is (height, width, channels) in [0, 255], `seed` a pair of
+            integers for stateless random operations. `pad_crop_flip` is one.
+        mixup_alpha: parameter of the Beta distribution that the weights of
+            Mixup are drawn from; 0 is no Mixup.
+        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
+        image_size: size to bring images to, a number or (height, width).
+            Needed where images differ in size.
+        resizing: `"resize"` scales to `image_size`; `"pad"` pads or crops to
+            it, around the centre.
+        mean: mean of each channel, for pixels in [0, 1]. By default the known
+            constants of the data set, else measured on the first 10,000
+            examples of the training split.
+        std: deviation of each channel, with the same default.
+        train_split: TFDS split to train on, such as `"train[:90%]"`.
+        test_split: TFDS split to test on; by default `"test"`, or else
+            `"validation"`.
+        shuffle_buffer: number of (still encoded) examples that are held and
+            shuffled together, one such window after the other; by default all
+            of them, a full shuffle. To be set where they exceed the memory.
+        seed: seed of order, augmentation and Mixup.
+
+    Returns:
+        A `Datasets`.
+
+    Raises:
+        DataError: if the data set does not exist, is not at hand and cannot be
+            downloaded, or does not fit the other arguments.
+    """
+    _check_at_least(0, mixup_alpha=mixup_alpha)
+    _check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
+    source = Source(name, data_dir, image_size, resizing)
+    test_split = test_split or source.default_test_split()
+    train = source.examples("train_split", train_split)
+    test = source.examples("test_split", test_split)
+    finish = _Finish(
+        *source.normalization(train, mean, std),
+        source.num_classes,
+        keras.config.image_data_format() == "channels_first",
+    )
+    epoch = _Epoch(
+        source,
+        train.enumerate(),
+        finish,
+        batch_size,
+        augment_fn,
+        mixup_alpha,
+        shuffle_buffer or int(train.cardinality()),
+        seed,
+    )
+    steps_per_epoch = epoch.checked_steps()
+    # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
+    image_shape = tuple(epoch(0).element_spec[0].shape[1:])
+    test = test.map(
+        lambda image, label: finish(source.decode(image), label),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return Datasets(
+        epoch,
+        test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        source.num_classes,
+        image_shape,
+        steps_per_epoch,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finish:
+    """Turns pixels and a label into what a model takes."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    num_classes: int
+    channels_first: bool
+
+    def __call__(self, image: tf.Tensor, label: tf.Tensor) -> tuple:
+        image = image / 255.0 - tf.constant(self.mean)
+        image = image / tf.constant(self.std)
+        if self.channels_first:
+            image = tf.transpose(image, (2, 0, 1))
+        return image, tf.one_hot(label, self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Epoch:
+    """Gives the training batches of an epoch, from its number."""
+
+    source: Source
+    examples: tf.data.Dataset  # Each with its index.
+    finish: _Finish
+    batch_size: int
+    augment_fn: AugmentFn | None
+    mixup_alpha: float
+    window: int
+    seed: int
+
+    @property
+    def images_per_batch(self) -> int:
+        return self.batch_size * (2 if self.mixup_alpha else 1)
+
+    def checked_steps(self) -> int:
+        """Returns the number of batches, if there is one."""
+        num_examples = int(self.examples.cardinality())
+        if num_examples < self.images_per_batch:
+            raise DataError(
+                f"`batch_size` is too large: {self.images_per_batch} images "
+                f"make a training batch"
+                f"{' with Mixup' if self.mixup_alpha else ''}, but "
+                f"'{self.source.name}' has {num_examples}. Received: "
+                f"batch_size={self.batch_size}"
+            )
+        return num_examples // self.images_per_batch
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, number: int) -> tf.data.Dataset:
+        number = tf.cast(number, tf.int64)  # The dtype decides the outcome.
+        order_seed, image_seed, mixup_seed = (
+            _fold_in([self.seed, purpose], number) for purpose in range(3)
+        )
+        batches = (
+            self.examples.batch(self.window)
+            .enumerate()
+            .map(partial(_permute, order_seed))
+            .unbatch()
+            .map(
+                partial(self._example, image_seed),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+            .batch(self.images_per_batch, drop_remainder=True)
+        )
+        if not self.mixup_alpha:
+            return batches
+        return batches.enumerate().map(
+            partial(self._mix, mixup_seed), num_parallel_calls=tf.data.AUTOTUNE
+        )
+
+    def _example(
+        self, seed: tf.Tensor, index: tf.Tensor, encoded: tuple
+    ) -> tuple:
+        image, label = self.source.decode(encoded[0]), encoded[1]
+        if self.augment_fn is not None:
+            image = self.augment_fn(image, _fold_in(seed, index))
+        return self.finish(image, label)
+
+    def _mix(self, seed: tf.Tensor, index: tf.Tensor, batch: tuple) -> tuple:
+        own_seed = _fold_in(seed, index)
+        weights = mixup_weights(self.batch_size, self.mixup_alpha, own_seed)
+        return mixup(*batch, weights)
+
+
+def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
+    """Shuffles a batch of examples, the `index`-th of its epoch.
+
+    `Dataset.shuffle` would do, did it not mix in the process's global seed.
+    """
+    count = tf.shape(window[0])[0]
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(count), _fold_in(seed, index)
+    )
+    return tf.nest.map_structure(lambda x: tf.gather(x, order), window)
+
+
+def _check_at_least(least: int, **arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and value < least:
+            raise DataError(
+                f"`{name}` must be >= {least}. Received: {name}={value}"
+            )

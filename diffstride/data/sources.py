@@ -1,0 +1,240 @@
+"""Where images come from: a TFDS data set, on disk and decoded."""
+
+import contextlib
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from diffstride.datasets import find_builder
+from diffstride.errors import DataError
+
+# Mean and deviation of each channel, for pixels in [0, 1]. Those of cifar10 are
+# the authors' (its deviation is that of a mean image, but everybody uses it);
+# the others are those of the training split. Other data sets are measured.
+NORMALIZATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "mnist": ((0.1307,), (0.3081,)),
+}
+_MEASURED_EXAMPLES = 10_000
+_NETWORK_TIMEOUT_S = 5
+
+
+class Source:
+    """An image-classification data set on disk, its images brought to a size.
+
+    Args:
+        name: TFDS name.
+        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
+        image_size: size to bring images to, a number or (height, width).
+        resizing: `"resize"` scales, `"pad"` pads or crops around the centre.
+
+    Raises:
+        DataError: if there is no such data set, or it does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None = None,
+        image_size: int | Sequence[int] | None = None,
+        resizing: str = "resize",
+    ):
+        if resizing not in ("resize", "pad"):
+            raise DataError(
+                f"`resizing` must be 'resize' or 'pad'. Received: {resizing!r}"
+            )
+        self.name = name
+        self.resizing = resizing
+        self.builder = find_builder(name, data_dir)
+        self.features = self.builder.info.features
+        _check_features(name, self.features)
+        _prepare(self.builder)
+        self.image_size = _checked_size(
+            name, self.features["image"].shape, image_size
+        )
+        self.num_classes = self.features["label"].num_classes
+
+    def default_test_split(self) -> str:
+        """Returns `"test"`, or else `"validation"`."""
+        splits = self.builder.info.splits
+        for split in ("test", "validation"):
+            with contextlib.suppress(KeyError, ValueError):
+                return splits[split].name
+        raise DataError(
+            f"'{self.name}' has no test split; set `train_split` and "
+            "`test_split`, such as 'train[:90%]' and 'train[90%:]'. It has: "
+            f"{sorted(splits)}"
+        )
+
+    def examples(self, argument: str, split: str) -> tf.data.Dataset:
+        """Reads a split in the order on disk, its images still encoded.
+
+        Args:
+            argument: name of the argument that gave the split.
+            split: TFDS split, such as `"train[:90%]"`.
+
+        Returns:
+            Pairs of an encoded image and a label.
+        """
+        try:
+            examples = self.builder.as_dataset(
+                split=split,
+                shuffle_files=False,
+                decoders={"image": tfds.decode.SkipDecoding()},
+                read_config=tfds.ReadConfig(try_autocache=False),
+            )
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"`{argument}` must be a split of '{self.name}'. Received: "
+                f"{argument}={split!r}. {error}"
+            ) from error
+        return examples.map(
+            lambda example: (example["image"], example["label"])
+        )
+
+    def decode(self, image: tf.Tensor) -> tf.Tensor:
+        """Returns the pixels in [0, 255], as float32, at the size asked for."""
+        feature = self.features["image"]
+        image = tf.cast(feature.decode_example(image), tf.float32)
+        if self.image_size is None:
+            return tf.ensure_shape(image, feature.shape)
+        if self.resizing == "pad":
+            return tf.image.resize_with_crop_or_pad(image, *self.image_size)
+        return tf.image.resize(image, self.image_size, antialias=True)
+
+    def normalization(
+        self,
+        train_examples: tf.data.Dataset,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Completes mean and deviation of each channel, and checks them.
+
+        Args:
+            train_examples: what to measure, where no constants are known.
+            mean: mean, if it is given.
+            std: deviation, if it is given.
+
+        Returns:
+            Mean and deviation, for pixels in [0, 1].
+        """
+        if mean is None or std is None:
+            known = NORMALIZATION.get(self.builder.name) or self._measure(
+                train_examples.take(_MEASURED_EXAMPLES)
+            )
+            mean = known[0] if mean is None else mean
+            std = known[1] if std is None else std
+        channels = self.features["image"].shape[-1]
+        if not len(mean) == len(std) == channels or min(std) <= 0:
+            raise DataError(
+                f"`mean` and `std` must have one number for each of the "
+                f"{channels} channels of '{self.name}', those of `std` above "
+                f"0. Received: mean={mean}, std={std}"
+            )
+        return mean, std
+
+    def _measure(self, examples: tf.data.Dataset) -> tuple:
+        """Mean and deviation of each channel over some examples."""
+        total, total_of_squares, count = 0.0, 0.0, 0
+        images = examples.map(lambda image, _: self.decode(image) / 255.0)
+        for batch in images.batch(256).as_numpy_iterator():
+            pixels = batch.astype("float64").reshape(-1, batch.shape[-1])
+            total += pixels.sum(0)
+            total_of_squares += (pixels**2).sum(0)
+            count += len(pixels)
+        mean = total / count
+        std = np.sqrt(np.maximum(total_of_squares / count - mean**2, 1e-12))
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
+    if (
+        features is None
+        or not {"image", "label"} <= set(features)
+        or not isinstance(features["label"], tfds.features.ClassLabel)
+        or not isinstance(features["image"], tfds.features.Image)
+    ):
+        raise DataError(
+            "`name` must be an image-classification data set, one with an "
+            f"'image' and a 'label'. Received: name={name!r}"
+        )
+
+
+def _checked_size(
+    name: str, image_shape: tuple, image_size: int | Sequence[int] | None
+) -> tuple[int, int] | None:
+    if image_size is None:
+        if None in image_shape:
+            raise DataError(
+                f"Images of '{name}' differ in size; set `image_size` to the "
+                f"size to bring them to. Their shape is {image_shape}"
+            )
+        return None
+    size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    if len(size) != 2 or min(size) < 1:
+        raise DataError(
+            "`image_size` must be a positive number or a pair of them. "
+            f"Received: image_size={image_size}"
+        )
+    return tuple(size)
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Builds a data set that is not on disk, if need be from the network."""
+    if builder.data_path.exists():
+        return
+    _check_reachable(builder)
+    try:
+        builder.download_and_prepare()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Data set '{builder.name}' could not be built in "
+            f"{builder.data_dir_root}: {type(error).__name__}: "
+            f"{str(error)[:500]}"
+        ) from error
+
+
+def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
+    """Fails now where TFDS would retry for minutes."""
+    manual_dir = builder.data_dir_root / "downloads" / "manual"
+    files = {
+        url: info.filename for url, info in (builder.url_infos or {}).items()
+    }
+    missing = [
+        url
+        for url, file in files.items()
+        if not (file and (manual_dir / file).exists())
+    ]
+    if not files and type(builder).__module__.startswith("tensorflow_datasets"):
+        missing = [builder.info.homepage]  # The best guess there is.
+    if not missing:
+        return
+    url = missing[0]
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_NETWORK_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # Somebody answers; TFDS will say what is wrong.
+    except (OSError, ValueError) as error:
+        by_hand = (
+            "build it from files on disk: python -m diffstride.datasets.prepare"
+            f" --name={builder.name} --files=FOLDER "
+            f"--data_dir={builder.data_dir_root}"
+            if files and all(files.values())
+            else "prepare it with TFDS elsewhere (see "
+            f"{builder.info.homepage}) and name its folder with --data_dir"
+        )
+        raise DataError(
+            f"Data set '{builder.name}' is not in {builder.data_dir_root} and "
+            f"cannot be downloaded from {url} ({error}). Either run the same "
+            "command once where there is a network and copy that folder here "
+            f"(--data_dir tells where it is), or {by_hand}"
+        ) from error

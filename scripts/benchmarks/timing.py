@@ -1,0 +1,124 @@
+"""How long functions take in turn, and how much memory a call holds."""
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from diffstride.environment import accelerators, environment
+
+BACKEND = keras.backend.backend()
+_MEBIBYTE = 2**20
+
+
+def interleave(
+    runs: dict[str, Callable], seconds: float = 0.0, rounds: int = 5
+) -> dict[str, dict[str, float]]:
+    """Times functions in turn.
+
+    Args:
+        runs: functions without arguments that return once all is computed;
+            either nothing, or how many seconds they took by their own clock.
+        seconds: how long to go on.
+        rounds: how many rounds to make at least.
+
+    Returns:
+        For each name the median, and the quartiles, in milliseconds.
+    """
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or time.perf_counter() < end:
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            own = run()
+            taken = time.perf_counter() - begin if own is None else own
+            times[name].append(1e3 * taken)
+        done += 1
+    return {name: _quartiles(values) for name, values in times.items()}
+
+
+def peak_memory(run: Callable) -> float | None:
+    """Measures the most memory that a call holds beyond what was held before.
+
+    Args:
+        run: a function without arguments. On JAX its method `allotted`, if it
+            has one, gives the bytes without a call.
+
+    Returns:
+        Memory in MB, or `None` where nothing tells.
+    """
+    if BACKEND == "jax" and hasattr(run, "allotted"):
+        return round(run.allotted() / _MEBIBYTE, 2)
+    if BACKEND == "torch" and on_gpu():
+        import torch
+
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peak = torch.cuda.max_memory_allocated()
+        return round((peak - before) / _MEBIBYTE, 2)
+    if on_gpu() or not os.path.exists("/proc/self/clear_refs"):
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return round((_status("VmHWM") - before) / _MEBIBYTE, 2)
+
+
+def keeps_memory() -> bool:
+    """Whether memory, once used, stays with the process."""
+    return BACKEND == "tensorflow" and not on_gpu()
+
+
+@functools.cache
+def on_gpu() -> bool:
+    """Whether the backend computes on an accelerator."""
+    return bool(accelerators())
+
+
+def measured_on() -> dict[str, str]:
+    """Names versions and the device, in the words of the results."""
+    found = environment()
+    return {
+        "backend": BACKEND,
+        "version": found[BACKEND],
+        "keras": found["keras"],
+        "python": found["python"],
+        "device": accelerators()[0] if on_gpu() else _processor(),
+    }
+
+
+def _processor() -> str:
+    cores = f"{len(os.sched_getaffinity(0))} CPU cores"
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"model name\s*:\s*(.*)", text):
+            return f"{cores} ({model.group(1)})"
+    return cores
+
+
+def _status(name: str) -> int:
+    """Returns a memory figure of this process, in bytes."""
+    text = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", text).group(1))
+
+
+def _quartiles(values: list[Any]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "low": low, "high": high}
