@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
-# From a bare Python to the whole test suite. Arguments go to pytest.
+# From a bare Python to the whole test suite, on three backends.
+#
+#   bash scripts/test.sh            all that must hold on a change
+#   bash scripts/test.sh -m slow    the long evidence instead
+#
+# Options go to each of the three calls of pytest. To run single files, call
+# pytest itself, with KERAS_BACKEND set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/venv.sh datasets,plot,test
+. scripts/venv.sh datasets,report,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
 # Thousands of small functions are compiled, and most are called once.
@@ -11,13 +17,21 @@ export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 export JAX_COMPILATION_CACHE_DIR="$VIRTUAL_ENV/jax_cache"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
-# The layers know nothing of TensorFlow: their tests, on the other backends.
-for KERAS_BACKEND in jax torch; do
-  export KERAS_BACKEND
-  python -m pytest -q -n 2 --dist worksteal --durations=5 \
-    tests/test_{spectral,goldens,pooling,ramps,dimensions,precision}.py \
-    tests/test_{static,resnet,inspection,regularizers,cost}.py \
-    tests/test_benchmark.py
-done
-export KERAS_BACKEND=tensorflow
-python -m pytest -q -n 2 --dist worksteal --durations=10 "$@"
+
+# The library does not know TensorFlow: its tests, on each backend.
+library=(
+  tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
+  tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
+  tests/test_benchmark.py
+)
+
+run() {
+  echo "== $1"
+  KERAS_BACKEND="$1" python -m pytest -q -n 2 --dist worksteal \
+    --durations=5 "${@:2}" || [ $? -eq 5 ] # 5: none is selected there.
+}
+
+run jax "${library[@]}" "$@"
+run torch "${library[@]}" "$@"
+# And with them the tests of harness and tools.
+run tensorflow "$@"

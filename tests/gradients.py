@@ -1,8 +1,26 @@
-"""Gradients of a layer, on whatever backend Keras runs."""
+"""Outputs and gradients of a layer, on whatever backend Keras runs.
+
+JAX compiles them as one function; eagerly it would compile each operation.
+"""
 
 import keras
 import numpy as np
 from keras import ops
+
+from diffstride.static import Retracer, learned_layers
+
+BACKEND = keras.backend.backend()
+
+
+def output_of(layer, x):
+    """Runs a layer. Returns an array."""
+    x = ops.convert_to_tensor(x)
+    if not layer.built:
+        layer.build(x.shape)
+    if BACKEND != "jax":
+        return ops.convert_to_numpy(layer(x))
+    # The strides are constants of what is compiled.
+    return _compiled(layer, layer, x)
 
 
 def output_and_gradients(layer, x, cotangent=None):
@@ -20,8 +38,7 @@ def output_and_gradients(layer, x, cotangent=None):
             y if cotangent is None else y * ops.cast(cotangent, y.dtype)
         )
 
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if BACKEND == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
@@ -33,7 +50,7 @@ def output_and_gradients(layer, x, cotangent=None):
             [x, *(v.value for v in layer.trainable_variables)],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-    elif backend == "jax":
+    elif BACKEND == "jax":
         import jax
 
         def run(x, trainable):
@@ -43,7 +60,8 @@ def output_and_gradients(layer, x, cotangent=None):
             return loss_of(y), y
 
         values = [v.value for v in layer.trainable_variables]
-        (dx, dv), y = jax.grad(run, argnums=(0, 1), has_aux=True)(x, values)
+        gradient = jax.grad(run, argnums=(0, 1), has_aux=True)
+        (dx, dv), y = _compiled(layer, gradient, x, values)
     else:
         x = x.detach().requires_grad_(True)
         layer.zero_grad()
@@ -58,18 +76,27 @@ def output_and_gradients(layer, x, cotangent=None):
     return as_array(y), as_array(dx), [as_array(v) for v in dv]
 
 
+def _compiled(layer, function, *args):
+    """What a function of a layer returns, compiled by JAX for its sizes."""
+    import jax
+
+    learned = learned_layers(layer)
+    strides = [ops.convert_to_numpy(each.stride_weights) for each in learned]
+    run = Retracer(learned, lambda: jax.jit(lambda *args: function(*args)))
+    return jax.tree.map(np.asarray, run(strides, *args))
+
+
 def gradients_of(function, *values):
     """Gradients of a scalar function of arrays, as arrays."""
     values = [ops.convert_to_tensor(value) for value in values]
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if BACKEND == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
             tape.watch(values)
             result = function(*values)
         gradients = tape.gradient(result, values)
-    elif backend == "jax":
+    elif BACKEND == "jax":
         import jax
 
         arguments = tuple(range(len(values)))

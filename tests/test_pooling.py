@@ -1,3 +1,5 @@
+"""All layers against the oracle, and as layers of Keras."""
+
 import inspect
 import warnings
 
@@ -5,38 +7,49 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from gradients import output_and_gradients, relative_error
+from gradients import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keras import ops
 from keras.src import testing
+from maps import (
+    BACKEND,
+    FIXED,
+    FORMATS,
+    JAX,
+    LEARNED,
+    TOLERANCE,
+    apply,
+    array,
+    flip,
+    gradients,
+    images,
+)
 
 from diffstride import (
     DiffStride,
+    DiffStride1D,
+    DiffStride3D,
     FixedSpectralPooling,
     SpatialPooling,
     StrideConstraint,
     static_sizes,
 )
+from diffstride.masks import RAMPS
+from diffstride.resampling import NORMS
 
-# JAX compiles each operation anew for every size: it is given fewer of them.
-JAX = keras.backend.backend() == "jax"
-TOLERANCE = 2e-6  # of float32 against the float64 oracle
-FORMATS = ("channels_last", "channels_first")
-NORMS = ("backward", "ortho", "forward")
+# Examples of hypothesis: torch, the fastest, takes most of them.
+EXAMPLES = {"torch": 300, "tensorflow": 100, "jax": 12}[BACKEND]
 # Multiples of 1/16: no rounding can move an output size.
 strides_ = st.integers(16, 160).map(lambda n: n / 16)
 smoothness_ = st.integers(0, 24).map(lambda n: n / 4)
-sizes_ = st.integers(1, 34)
 
 
-def images(*shape, seed=0, mean=0.0):
-    x = np.random.default_rng(seed).normal(mean, size=shape)
-    return x.astype("float32")
-
-
-def array(x):
-    return ops.convert_to_numpy(x)
+@st.composite
+def sizes_and_strides(draw):
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+    size = st.integers(1, {1: 48, 2: 34, 3: 13}[rank])
+    sizes = draw(st.tuples(*[size] * rank))
+    return sizes, draw(st.tuples(*[strides_] * rank))
 
 
 def fit_to_run(model):
@@ -44,168 +57,115 @@ def fit_to_run(model):
     return static_sizes(model) if JAX else model
 
 
-def apply(layer, x):
-    """Runs a layer on (batch, channels, height, width) in its own format."""
-    if layer.data_format == "channels_first":
-        return ops.convert_to_numpy(layer(x))
-    y = layer(np.moveaxis(x, 1, -1))
-    return np.moveaxis(ops.convert_to_numpy(y), -1, 1)
-
-
-def flip(x, *axes):
-    """Reverses axes about their sample 0."""
-    return np.roll(np.flip(x, axes), 1, axes)
-
-
 class TestAgainstOracle:
     # Images have a mean: where little more than that is kept, errors are to be
     # relative to more than a sum that happens to be small.
 
-    @settings(max_examples=5 if JAX else 150, deadline=None)
+    @settings(max_examples=EXAMPLES, deadline=None)
     @given(
-        sizes=st.tuples(sizes_, sizes_),
-        strides=st.tuples(strides_, strides_),
+        shape=sizes_and_strides(),
+        ramp=st.sampled_from(RAMPS),
         smoothness=smoothness_,
         cropping=st.booleans(),
         norm=st.sampled_from(NORMS),
         data_format=st.sampled_from(FORMATS),
+        frozen=st.booleans(),
     )
-    def test_diffstride(
-        self, sizes, strides, smoothness, cropping, norm, data_format
+    def test_learned(
+        self, shape, ramp, smoothness, cropping, norm, data_format, frozen
     ):
+        sizes, strides = shape
         x = images(2, 3, *sizes, mean=1.0)
-        layer = DiffStride(
+        layer = LEARNED[len(sizes)](
             strides,
             smoothness,
             cropping,
             norm=norm,
+            ramp=ramp,
             data_format=data_format,
+            frozen=frozen,
         )
         expected = oracle.diffstride(
-            x, strides, smoothness, cropping, norm=norm
+            x, strides, smoothness, cropping, norm=norm, ramp=ramp
         )
         assert relative_error(apply(layer, x), expected) < TOLERANCE
 
-    @settings(max_examples=3 if JAX else 60, deadline=None)
+    @settings(max_examples=EXAMPLES // 3, deadline=None)
     @given(
-        sizes=st.tuples(sizes_, sizes_),
-        stride=strides_,
+        shape=sizes_and_strides(),
+        ramp=st.sampled_from(RAMPS),
         lower=strides_,
         width=st.integers(0, 40),
     )
-    def test_shared_and_limited(self, sizes, stride, lower, width):
+    def test_shared_and_limited(self, shape, ramp, lower, width):
+        sizes, (stride, *_) = shape
         upper = lower + width / 16
         x = images(1, 2, *sizes, mean=1.0)
-        layer = DiffStride(
+        layer = LEARNED[len(sizes)](
             stride,
             shared_stride=True,
             lower_limit_stride=lower,
             upper_limit_stride=upper,
+            ramp=ramp,
         )
         expected = oracle.diffstride(
-            x, (stride, stride), lower=lower, upper=upper, shared=True
+            x,
+            (stride,) * len(sizes),
+            lower=lower,
+            upper=upper,
+            shared=True,
+            ramp=ramp,
         )
         assert relative_error(apply(layer, x), expected) < TOLERANCE
+        assert layer.stride_weights.shape == (1,)
 
-    @settings(max_examples=5 if JAX else 100, deadline=None)
+    @settings(max_examples=EXAMPLES // 2, deadline=None)
     @given(
-        sizes=st.tuples(sizes_, sizes_),
-        strides=st.tuples(strides_, strides_),
+        shape=sizes_and_strides(),
         norm=st.sampled_from(NORMS),
         data_format=st.sampled_from(FORMATS),
     )
-    def test_fixed(self, sizes, strides, norm, data_format):
+    def test_fixed(self, shape, norm, data_format):
+        sizes, strides = shape
         x = images(2, 3, *sizes, mean=1.0)
-        layer = FixedSpectralPooling(
-            strides, norm=norm, data_format=data_format
-        )
+        layer = FIXED[len(sizes)](strides, norm=norm, data_format=data_format)
         y = apply(layer, x)
         assert relative_error(y, oracle.fixed(x, strides, norm)) < TOLERANCE
-        shape = layer.compute_output_shape(np.moveaxis(x, 1, -1).shape)
+        given, expected = (3, *sizes), (3, *y.shape[2:])
         if data_format == "channels_last":
-            assert shape == np.moveaxis(y, 1, -1).shape
-
-
-class TestGradients:
-    @pytest.mark.parametrize("data_format", FORMATS)
-    @pytest.mark.parametrize("cropping", [True, False])
-    @pytest.mark.parametrize("size", [(16, 16), (15, 20), (9, 7), (10, 12)])
-    def test_stride_gradient_against_finite_differences(
-        self, size, cropping, data_format
-    ):
-        # The oracle gives the differences, in float64. Strides are chosen off
-        # the kinks, where T + R is an integer.
-        x, strides, step = images(2, 2, *size), np.array([2.3, 3.1]), 1e-4
-        layer = DiffStride(
-            tuple(strides), cropping=cropping, data_format=data_format
-        )
-        ours = x
-        shape = oracle.diffstride(x, strides, cropping=cropping).shape
-        cotangent = images(*shape, seed=1)
-        ours_cotangent = cotangent
-        if data_format == "channels_last":
-            ours = np.moveaxis(x, 1, -1)
-            ours_cotangent = np.moveaxis(cotangent, 1, -1)
-        _, _, (gradient,) = output_and_gradients(layer, ours, ours_cotangent)
-
-        def loss(strides):
-            y = oracle.diffstride(x, strides, cropping=cropping)
-            return (y * cotangent).sum()
-
-        for axis in range(2):
-            offset = step * np.eye(2)[axis]
-            difference = loss(strides + offset) - loss(strides - offset)
-            expected = difference / (2 * step)
-            scale = max(abs(expected), np.abs(gradient).max(), 1e-3)
-            assert abs(gradient[axis] - expected) / scale < 1e-3
-
-    def test_input_gradient_is_the_transpose(self):
-        # A linear layer: <y, c> = <x, dx> for its gradient dx at c.
-        for layer in (DiffStride((1.9, 3.3)), FixedSpectralPooling((2, 3))):
-            x = images(2, 13, 18, 3)
-            c = images(*ops.shape(layer(x)), seed=1)
-            y, dx, _ = output_and_gradients(layer, x, c)
-            np.testing.assert_allclose((y * c).sum(), (x * dx).sum(), rtol=1e-4)
-
-    def test_gradient_reaches_a_stride_at_or_below_the_bound(self):
-        for stride in (1.0, 1.1, 32 / 28):
-            layer = DiffStride(stride, data_format="channels_last")
-            x = images(2, 32, 32, 2)
-            c = images(*ops.shape(layer(x)), seed=1)
-            _, _, (gradient,) = output_and_gradients(layer, x, c)
-            assert np.all(np.abs(gradient) > 1e-3)
-
-    def test_no_gradient_with_a_hard_mask(self):
-        layer = DiffStride(2.0, smoothness_factor=0.0)
-        _, dx, (gradient,) = output_and_gradients(layer, images(1, 16, 16, 1))
-        np.testing.assert_array_equal(gradient, [0, 0])
-        assert np.all(np.isfinite(dx))
-
-    def test_no_gradient_when_everything_is_kept(self):
-        for size in (1, 2, 4):
-            layer = DiffStride(1.0, data_format="channels_last")
-            _, _, (gradient,) = output_and_gradients(
-                layer, images(1, size, size, 1)
-            )
-            np.testing.assert_array_equal(gradient, [0, 0])
+            given, expected = (*given[1:], 3), (*expected[1:], 3)
+        assert layer.compute_output_shape((None, *given)) == (None, *expected)
 
 
 class TestAnalytic:
-    @pytest.mark.parametrize("data_format", FORMATS)
-    @pytest.mark.parametrize("size", [(32, 32), (31, 20), (7, 9)])
+    @pytest.mark.parametrize("ramp", RAMPS)
     @pytest.mark.parametrize("norm", NORMS)
-    def test_constant_image(self, norm, size, data_format):
-        x = np.full((1, 2, *size), 3.0, "float32")
-        for layer in (
-            DiffStride((1.6, 2.5), norm=norm, data_format=data_format),
-            FixedSpectralPooling(
-                (1.6, 2.5), norm=norm, data_format=data_format
-            ),
-        ):
-            y = apply(layer, x)
-            share = np.prod(y.shape) / np.prod(x.shape)
-            power = {"backward": -1.0, "ortho": -0.5, "forward": 0.0}[norm]
-            np.testing.assert_allclose(y, 3.0 * share**power, rtol=1e-5)
+    def test_constant_map(self, norm, ramp):
+        options = {"norm": norm, "data_format": FORMATS[norm == "ortho"]}
+        for size in ((31, 20),) if JAX else ((32, 32), (31, 20), (7, 9)):
+            x = np.full((1, 2, *size), 3.0, "float32")
+            for layer in (
+                DiffStride((1.6, 2.5), 3.0, ramp=ramp, **options),
+                FixedSpectralPooling((1.6, 2.5), **options),
+            ):
+                y = apply(layer, x)
+                share = np.prod(y.shape) / np.prod(x.shape)
+                power = {"backward": -1.0, "ortho": -0.5, "forward": 0.0}[norm]
+                np.testing.assert_allclose(y, 3.0 * share**power, rtol=1e-5)
+
+    @pytest.mark.parametrize("ramp", RAMPS)
+    def test_constant_maps_of_all_sizes_stay(self, ramp):
+        strides = (1.0, 1.5, 2.0, 3.0, 6.5, 60.0)
+        for n, size in enumerate((1, 2) if JAX else range(1, 41)):
+            x = np.full((1, 2, size, 41 - size), 3.0, "float32")
+            for m, cropping in enumerate((True, False)):
+                layer = DiffStride(
+                    (strides[n % 6], strides[(n // 6 + 3 * m) % 6]),
+                    cropping=cropping,
+                    norm="forward",
+                    ramp=ramp,
+                )
+                np.testing.assert_allclose(apply(layer, x), 3.0, rtol=1e-5)
 
     @pytest.mark.parametrize("size", [(32, 32), (31, 31), (30, 27)])
     def test_band_limited_sine_survives(self, size):
@@ -267,15 +227,14 @@ class TestAnalytic:
         difference = apply(layer, flip(x, 3)) - flip(apply(layer, x), 3)
         assert np.abs(difference).max() > 0.1
 
-    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize(
         "size", [(1, 1), (2, 2), (3, 3), (4, 4), (1, 4), (3, 2)]
     )
-    def test_everything_kept_is_the_identity(self, size, norm):
+    def test_everything_kept_is_the_identity(self, size):
         x = images(2, 2, *size)
         for layer in (
-            DiffStride(1.0, norm=norm),
-            DiffStride(1.0, 0.0, norm=norm),
+            DiffStride(1.0, norm=NORMS[sum(size) % 3]),
+            DiffStride(1.0, 0.0),
         ):
             np.testing.assert_allclose(apply(layer, x), x, atol=1e-5)
 
@@ -291,47 +250,64 @@ class TestAnalytic:
         layer = FixedSpectralPooling(1.0)
         np.testing.assert_allclose(apply(layer, x), x, atol=1e-5)
 
-    def test_square_in_square_out_and_parity(self):
-        for size in range(1, 41, 7 if JAX else 1):
-            for stride in (1.5, 50.0) if JAX else (1.0, 1.5, 2.0, 3.3, 50.0):
-                y = apply(DiffStride(stride), np.ones((1, 1, size, size)))
-                assert y.shape[2] == y.shape[3]
-                assert y.shape[2] % 2 == size % 2
+    @pytest.mark.parametrize("ramp", RAMPS)
+    def test_squares_stay_squares_of_their_parity(self, ramp):
+        for size in (1, 8, 15) if JAX else range(1, 41):
+            for stride in (1.5, 50.0):
+                x = np.ones((1, 1, size, size), "float32")
+                y = apply(DiffStride(stride, ramp=ramp), x)
+                if ramp != "straight_through":
+                    assert y.shape[2] == y.shape[3]
+                    assert y.shape[2] % 2 == size % 2
+                if ramp != "outer" and stride == 50.0 and size % 2 == 0:
+                    assert y.shape[2:] == (2, 2)
+                whole = DiffStride(stride, cropping=False, ramp=ramp)
+                assert whole.compute_output_shape(x.shape) == x.shape
 
-    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("size", [1, 4] if JAX else [1, 2, 3, 4, 5])
     @pytest.mark.parametrize("smoothness", [0.0, 1.0, 4.0, 10.0])
     def test_tiny_maps_are_finite(self, size, smoothness):
         x = images(2, 2, size, size)
-        for stride in (1.0, 2.0, 100.0):
+        for stride in (100.0,) if JAX else (1.0, 2.0, 100.0):
             layer = DiffStride(stride, smoothness, data_format="channels_first")
-            y, dx, (gradient,) = output_and_gradients(layer, x)
+            y, dx, gradient = gradients(layer, x)
             assert np.isfinite(y).all() and np.isfinite(dx).all()
             assert np.isfinite(gradient).all()
             assert size > smoothness or y.shape == x.shape
 
 
 class TestKerasBehaviour(testing.TestCase):
-    def test_diffstride_basics(self):
-        for data_format in FORMATS:
-            shape = (
-                (2, 12, 10, 3)
-                if data_format == "channels_last"
-                else (2, 3, 12, 10)
-            )
-            self.run_layer_test(
-                DiffStride,
-                init_kwargs={"strides": 2.0, "data_format": data_format},
-                input_shape=shape,
-                expected_num_trainable_weights=1,
-                expected_num_non_trainable_weights=0,
-                supports_masking=False,
-                assert_built_after_instantiation=False,
-                run_mixed_precision_check=True,
-                # JAX trains with `static_sizes` only; see test_static.py.
-                run_training_check=not JAX,
+    """What Keras checks of all its layers; it is slow on JAX."""
+
+    def run_learned(self, layer_cls, shape, **kwargs):
+        self.run_layer_test(
+            layer_cls,
+            init_kwargs=kwargs,
+            input_shape=shape,
+            expected_num_trainable_weights=1,
+            expected_num_non_trainable_weights=0,
+            supports_masking=False,
+            assert_built_after_instantiation=False,
+            run_mixed_precision_check=not JAX,
+            # JAX trains with `static_sizes` only; see test_static.py.
+            run_training_check=not (JAX and kwargs.get("cropping", True)),
+        )
+
+    def test_learned(self):
+        for data_format in FORMATS[:1] if JAX else FORMATS:
+            shape = (2, 12, 10, 3)
+            if data_format == "channels_first":
+                shape = (2, 3, 12, 10)
+            self.run_learned(DiffStride, shape, data_format=data_format)
+
+    def test_learned_of_other_ranks(self):
+        self.run_learned(DiffStride1D, (2, 12, 3), ramp="inner")
+        if not JAX:
+            self.run_learned(
+                DiffStride3D, (2, 12, 6, 8, 3), ramp="straight_through"
             )
 
-    def test_diffstride_without_cropping(self):
+    def test_without_cropping(self):
         self.run_layer_test(
             DiffStride,
             init_kwargs={"cropping": False, "shared_stride": True},
@@ -341,17 +317,24 @@ class TestKerasBehaviour(testing.TestCase):
             supports_masking=False,
         )
 
-    def test_fixed_spectral_pooling(self):
-        self.run_layer_test(
-            FixedSpectralPooling,
-            init_kwargs={"strides": (2.0, 3.0)},
-            input_shape=(2, 12, 13, 3),
-            expected_output_shape=(2, 6, 4, 3),
-            expected_num_trainable_weights=0,
-            expected_num_non_trainable_weights=1,
-            supports_masking=False,
-        )
+    def test_fixed(self):
+        sizes = (12, 13, 8)
+        for rank, new_sizes in ((2, (6, 4)), (1, (6,)), (3, (6, 4, 4))):
+            if JAX and rank != 2:
+                continue
+            self.run_layer_test(
+                FIXED[rank],
+                init_kwargs={"strides": (2.0, 3.0, 2.0)[:rank]},
+                input_shape=(2, *sizes[:rank], 3),
+                expected_output_shape=(2, *new_sizes, 3),
+                expected_num_trainable_weights=0,
+                expected_num_non_trainable_weights=1,
+                supports_masking=False,
+            )
 
+    @pytest.mark.skipif(
+        BACKEND != "tensorflow", reason="Keras's own layer, but for arguments"
+    )
     def test_spatial_pooling(self):
         self.run_layer_test(
             SpatialPooling,
@@ -377,7 +360,8 @@ def test_spatial_pooling_is_average_pooling():
 
 
 @pytest.mark.parametrize(
-    "cls", [DiffStride, FixedSpectralPooling, SpatialPooling, StrideConstraint]
+    "cls",
+    [*LEARNED.values(), *FIXED.values(), SpatialPooling, StrideConstraint],
 )
 def test_config_keys_equal_the_signature(cls):
     names = set(inspect.signature(cls.__init__).parameters)
@@ -388,6 +372,25 @@ def test_config_keys_equal_the_signature(cls):
     for name in names:
         assert hasattr(instance, name)
     assert cls.from_config(config).get_config() == config
+
+
+def test_arguments_are_kept_in_the_config():
+    arguments = {
+        "strides": (2.5, 2.5),
+        "smoothness_factor": 1.5,
+        "cropping": False,
+        "shared_stride": True,
+        "lower_limit_stride": 1.25,
+        "upper_limit_stride": 3.0,
+        "data_format": "channels_first",
+        "norm": "ortho",
+        "ramp": "inner",
+        "stride_lr_multiplier": 0.25,
+        "frozen": True,
+        "trainable": False,
+    }
+    config = DiffStride(**arguments).get_config()
+    assert {name: config[name] for name in arguments} == arguments
 
 
 def test_arguments_keep_the_release_order():
@@ -416,12 +419,11 @@ def test_unknown_sizes_and_batches():
         inputs = keras.Input((None, None, 3))
         model = fit_to_run(keras.Model(inputs, layer(inputs)))
         assert model.output_shape == (None, None, None, 3)
-        for shape in ((1, 16, 16, 3), (5, 9, 30, 3), (2, 1, 4, 3)):
+        shapes = ((1, 16, 16, 3), (5, 9, 30, 3), (2, 1, 4, 3))
+        for shape in shapes[1:] if JAX else shapes:
             x = images(*shape)
             np.testing.assert_allclose(
-                model.predict(x, verbose=0),
-                ops.convert_to_numpy(layer(x)),
-                atol=1e-5,
+                model.predict(x, verbose=0), array(layer(x)), atol=1e-5
             )
 
 
@@ -435,36 +437,11 @@ def test_static_shapes():
     assert layer.compute_output_shape((4, 3, 32, None)) == (4, 3, 16, None)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("data_format", FORMATS)
-def test_mixed_precision(policy, data_format):
-    x = images(2, 3, 24, 20)
-    layer = DiffStride(2.0, dtype=policy, data_format=data_format)
-    y = apply(layer, x.astype("float16"))
-    expected = oracle.diffstride(x, (2.0, 2.0))
-    # A few roundings of 2 ** -11 or 2 ** -8 each.
-    tolerance = 4e-3 if policy == "mixed_float16" else 3e-2
-    assert layer.compute_dtype == policy.removeprefix("mixed_")
-    assert relative_error(y.astype("float32"), expected) < tolerance
-    assert layer.stride_weights.dtype == "float32"
-    gradient = output_and_gradients(layer, images(2, 3, 24, 20))[2][0]
-    assert gradient.dtype == "float32" and np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
-def test_strides_stay_float32_under_a_pure_half_policy(policy):
-    for layer in (DiffStride(2.6, dtype=policy), FixedSpectralPooling(2.6)):
-        layer.build((None, 16, 16, 3))
-        assert layer.stride_weights.dtype == "float32"
-
-
 def test_integer_images_are_welcome():
     x = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), "uint8")
     y = DiffStride(2.0)(x)
     expected = DiffStride(2.0)(x.astype("float32"))
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(y), ops.convert_to_numpy(expected)
-    )
+    np.testing.assert_allclose(array(y), array(expected))
 
 
 def test_a_call_never_changes_the_variable():
@@ -478,7 +455,7 @@ def test_a_stride_that_is_not_a_number_shows_in_the_output():
     layer = DiffStride(2.0)
     layer.build((None, 16, 16, 1))
     layer.stride_weights.assign([np.nan, 2.0])
-    y = ops.convert_to_numpy(layer(images(2, 16, 16, 1)))
+    y = array(layer(images(2, 16, 16, 1)))
     assert y.size and np.isnan(y).all()
 
 
@@ -589,6 +566,18 @@ def test_fixed_pooling_refuses_weights_of_other_strides(tmp_path):
         for value in (-1.0, float("nan"), float("inf"), "4", None)
     ]
     + [
+        (DiffStride, {"ramp": value}, "`ramp` must be one of")
+        for value in ("Inner", "straight-through", None, 1)
+    ]
+    + [
+        (
+            DiffStride,
+            {"stride_lr_multiplier": value},
+            "`stride_lr_multiplier` must be a finite number >= 0",
+        )
+        for value in (-0.1, float("nan"), float("inf"), "1", None, True)
+    ]
+    + [
         (
             DiffStride,
             {"strides": (2, 3), "shared_stride": True},
@@ -621,14 +610,8 @@ def test_errors_name_argument_value_and_remedy(cls, kwargs, message):
         cls(**kwargs)
     assert "Received" in str(caught.value)
     for value in kwargs.values():
-        if not isinstance(value, (tuple, bool)):
+        if not isinstance(value, tuple):
             assert str(value) in str(caught.value)
-
-
-def test_input_of_another_rank_is_refused():
-    for layer in (DiffStride(), FixedSpectralPooling()):
-        with pytest.raises(ValueError, match="expected ndim=4"):
-            layer(images(4, 16, 16))
 
 
 def test_no_warnings_are_raised():

@@ -44,7 +44,10 @@ def test_states_of_a_resnet():
     # Sizes are those of the strides of now; and nothing is left behind.
     states = pooling_states(profile(model, (32, 30, 1)))
     model.stem_pooling.stride_weights.assign([4.0, 4.0])
-    assert pooling_states(profile(model, (32, 30, 1)))[0].output_size == (16, 16)
+    assert pooling_states(profile(model, (32, 30, 1)))[0].output_size == (
+        16,
+        16,
+    )
     assert "call" not in vars(model.stem_pooling)
     assert len(stride_variables(model)) == 3
 

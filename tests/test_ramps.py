@@ -1,199 +1,46 @@
-"""The ramps of DiffStride, in 2-D.
-
-JAX compiles each operation anew for every size: it is given fewer of them, and
-maps that are not cropped.
-"""
+"""The three ramps: symmetries, gradients of strides and inputs, learning."""
 
 import keras
 import numpy as np
 import oracle
 import pytest
-from gradients import output_and_gradients, relative_error
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from gradients import relative_error
 from keras import ops
-from test_pooling import (
+from maps import (
+    FIXED,
     FORMATS,
-    NORMS,
-    TOLERANCE,
+    JAX,
+    LEARNED,
     apply,
+    array,
     flip,
+    gradients,
     images,
-    sizes_,
-    smoothness_,
-    strides_,
 )
 
-from diffstride import DiffStride, FixedSpectralPooling, masks, resampling
+from diffstride import DiffStride, FixedSpectralPooling
+from diffstride.masks import RAMPS
+from diffstride.resampling import NORMS
 
-BACKEND = keras.backend.backend()
-JAX = BACKEND == "jax"
-RAMPS = masks.RAMPS
 NEW_RAMPS = ("inner", "straight_through")
+# Off the kinks, and off the quotients at which a size changes.
+STRIDES = {1: (2.3,), 2: (2.3, 3.1), 3: (2.3, 1.7, 2.55)}
 
 
-def to_format(x, data_format):
-    return np.moveaxis(x, 1, -1) if data_format == "channels_last" else x
-
-
-def stride_gradient(layer, x, cotangent):
-    """For arrays (batch, channels, height, width)."""
-    x, cotangent = (to_format(a, layer.data_format) for a in (x, cotangent))
-    return output_and_gradients(layer, x, cotangent)[2][0]
-
-
-class TestAgainstOracle:
-    @settings(max_examples=4 if JAX else 60, deadline=None)
-    @given(
-        ramp=st.sampled_from(NEW_RAMPS),
-        sizes=st.tuples(sizes_, sizes_),
-        strides=st.tuples(strides_, strides_),
-        smoothness=smoothness_,
-        cropping=st.booleans(),
-        norm=st.sampled_from(NORMS),
-        data_format=st.sampled_from(FORMATS),
-    )
-    def test_outputs(
-        self, ramp, sizes, strides, smoothness, cropping, norm, data_format
-    ):
-        x = images(2, 3, *sizes, mean=1.0)
-        layer = DiffStride(
-            strides,
-            smoothness,
-            cropping,
-            norm=norm,
-            ramp=ramp,
-            data_format=data_format,
-        )
-        expected = oracle.diffstride(
-            x, strides, smoothness, cropping, norm=norm, ramp=ramp
-        )
-        assert relative_error(apply(layer, x), expected) < TOLERANCE
-
-    @settings(max_examples=3 if JAX else 40, deadline=None)
-    @given(
-        ramp=st.sampled_from(NEW_RAMPS),
-        sizes=st.tuples(sizes_, sizes_),
-        stride=strides_,
-        lower=strides_,
-        width=st.integers(0, 40),
-    )
-    def test_shared_and_limited(self, ramp, sizes, stride, lower, width):
-        upper = lower + width / 16
-        x = images(1, 2, *sizes, mean=1.0)
-        layer = DiffStride(
-            stride,
-            shared_stride=True,
-            lower_limit_stride=lower,
-            upper_limit_stride=upper,
-            ramp=ramp,
-        )
-        expected = oracle.diffstride(
-            x,
-            (stride, stride),
-            lower=lower,
-            upper=upper,
-            shared=True,
-            ramp=ramp,
-        )
-        assert relative_error(apply(layer, x), expected) < TOLERANCE
-
-    @pytest.mark.parametrize("ramp", RAMPS)
-    def test_frozen(self, ramp):
-        for size in ((32, 32), (9, 14)):
-            x = images(1, 2, *size, mean=1.0)
-            layer = DiffStride((1.75, 2.5), ramp=ramp, frozen=True)
-            expected = oracle.diffstride(x, (1.75, 2.5), ramp=ramp)
-            assert relative_error(apply(layer, x), expected) < TOLERANCE
-
-
-class TestSizes:
-    strides = (1.0, 1.25, 1.5, 1.9375, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0, 61.0)
-
-    def test_inner_takes_the_next_size_of_the_same_parity(self):
-        for size in range(1, 100):
-            for stride in self.strides:
-                for smoothness in (0.0, 1.0, 4.0):
-                    layer = DiffStride(stride, smoothness, ramp="inner")
-                    (new_size, other) = layer.output_sizes(
-                        (size, size), np.float32([stride, stride])
-                    )
-                    assert new_size == other
-                    assert new_size % 2 == size % 2
-                    nominal = min(max(size / stride, 2), size)
-                    assert nominal <= new_size < nominal + 2
-
-    def test_inner_is_as_small_as_fixed_where_that_is_even(self):
-        met = 0
-        for size in range(2, 200, 2):
-            for stride in self.strides:
-                if size / stride % 2 == 0:
-                    met += 1
-                    fixed = FixedSpectralPooling(stride, FORMATS[0])
-                    layer = DiffStride(stride, ramp="inner")
-                    new_sizes = layer.output_sizes(
-                        (size, size), np.float32([stride, stride])
-                    )
-                    shape = fixed.compute_output_shape((1, size, size, 1))
-                    assert new_sizes == shape[1:3]
-        assert met > 200
-
-    def test_straight_through_is_always_as_small_as_fixed(self):
-        for size in range(1, 100):
-            for stride in (*self.strides, 2.1, 1.1, 1.7):
-                fixed = FixedSpectralPooling(stride, FORMATS[0])
-                layer = DiffStride(stride, ramp="straight_through")
-                new_sizes = layer.output_sizes(
-                    (size, size), np.float32([stride, stride])
-                )
-                shape = fixed.compute_output_shape((1, size, size, 1))
-                assert new_sizes == shape[1:3]
-
-    @pytest.mark.parametrize("data_format", FORMATS)
-    @pytest.mark.parametrize("ramp", NEW_RAMPS)
-    def test_a_huge_stride_leaves_two_by_two(self, ramp, data_format):
-        layer = DiffStride(1000.0, ramp=ramp, data_format=data_format)
-        y = apply(layer, images(1, 2, 32, 32))
-        assert y.shape == (1, 2, 2, 2)
-
-    @pytest.mark.parametrize("ramp", RAMPS)
-    def test_without_cropping_sizes_stay(self, ramp):
-        layer = DiffStride(2.0, cropping=False, ramp=ramp)
-        assert apply(layer, images(1, 2, 17, 12)).shape == (1, 2, 17, 12)
-
-
-@pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_straight_through_is_fixed_pooling_forward(norm, data_format):
-    options = {"norm": norm, "data_format": data_format}
-    sizes = ((21, 13), (32, 32), (1, 2), (3, 9))
-    for size in sizes[:1] if JAX else sizes:
-        for strides in ((1.0, 1.0), (2.1, 2.1), (2.0, 3.0), (9.0, 1.3)):
-            x = images(2, 3, *size)
+def test_straight_through_is_fixed_pooling_forward(norm):
+    options = {"norm": norm, "data_format": FORMATS[norm == "ortho"]}
+    for size in ((21, 13),) if JAX else ((21, 13), (32, 32), (1, 2), (3, 9)):
+        x = images(2, 3, *size)
+        every = ((2.1, 2.1), (9.0, 1.3), (1.0, 1.0), (2.0, 3.0))
+        for strides in every[:2] if JAX else every:
             expected = apply(FixedSpectralPooling(strides, **options), x)
-            options["ramp"] = "straight_through"
-            y = apply(DiffStride(strides, **options), x)
+            ours = {**options, "ramp": "straight_through"}
+            y = apply(DiffStride(strides, **ours), x)
             assert relative_error(y, expected) < 1e-6
             # Constants of NumPy in both: nothing is rounded otherwise.
-            y = apply(DiffStride(strides, frozen=True, **options), x)
+            y = apply(DiffStride(strides, frozen=True, **ours), x)
             np.testing.assert_array_equal(y, expected)
-            del options["ramp"]
-
-
-@pytest.mark.parametrize("ramp", RAMPS)
-def test_a_constant_image_stays(ramp):
-    sizes = (1, 2, 7) if JAX else range(1, 41)
-    for n, size in enumerate(sizes):
-        strides = (1.0, 1.5, 2.0, 3.0, 6.5, 60.0)
-        x = np.full((1, 2, size, 41 - size), 3.0, "float32")
-        for m, cropping in enumerate((True, False)):
-            layer = DiffStride(
-                (strides[n % 6], strides[(n // 6 + 3 * m) % 6]),
-                cropping=cropping,
-                norm="forward",
-                ramp=ramp,
-            )
-            np.testing.assert_allclose(apply(layer, x), 3.0, rtol=1e-5)
 
 
 def test_inner_commutes_with_flips_of_either_axis():
@@ -201,17 +48,15 @@ def test_inner_commutes_with_flips_of_either_axis():
     sizes = ((18, 24), (16, 16), (17, 10))
     for size in sizes[:1] if JAX else sizes:
         x = images(2, 3, *size)
-        for strides in ((2.0, 1.7), (2.25, 3.0)):
-            inner = DiffStride(strides, ramp="inner")
-            for axis in (2, 3):
-                np.testing.assert_allclose(
-                    apply(inner, flip(x, axis)),
-                    flip(apply(inner, x), axis),
-                    atol=1e-5,
-                )
-        if size[0] % 2 == 0:
-            outer = DiffStride((2.0, 1.7))
-            for axis in (2, 3):
+        for axis in (2, 3):
+            inner = DiffStride((2.0, 1.7), ramp="inner")
+            np.testing.assert_allclose(
+                apply(inner, flip(x, axis)),
+                flip(apply(inner, x), axis),
+                atol=1e-5,
+            )
+            if size[0] % 2 == 0:
+                outer = DiffStride((2.0, 1.7))
                 difference = apply(outer, flip(x, axis)) - flip(
                     apply(outer, x), axis
                 )
@@ -245,17 +90,20 @@ def oracle_gradient(x, strides, cotangent, step=1e-4, side=0, **options):
 
 
 class TestGradients:
-    @pytest.mark.parametrize("data_format", FORMATS)
     @pytest.mark.parametrize("cropping", [True, False])
     @pytest.mark.parametrize("smoothness", [1.0, 2.25, 4.0])
     @pytest.mark.parametrize("ramp", RAMPS)
     def test_of_strides_against_finite_differences(
-        self, ramp, smoothness, cropping, data_format
+        self, ramp, smoothness, cropping
     ):
-        if JAX and cropping and data_format == "channels_first":
-            pytest.skip("slow, and the same as elsewhere")
-        sizes = ((16, 16), (15, 20), (9, 7), (10, 12), (33, 11))
-        for size in sizes[:1] if JAX else sizes:
+        sizes = ((16, 16), (15, 20), (9, 7), (10, 12), (33, 11), (21,))
+        if JAX:
+            # Each smoothness has sizes of its own.
+            sizes = {1.0: [(21,)], 2.25: [(9, 10, 13)], 4.0: [(15, 20)]}
+            sizes = sizes[smoothness]
+        elif smoothness == 2.25:
+            sizes += ((9, 10, 13),)
+        for n, size in enumerate(sizes):
             if ramp == "outer" and min(size) < 2 * smoothness:
                 continue
             options = {
@@ -263,29 +111,61 @@ class TestGradients:
                 "cropping": cropping,
                 "ramp": ramp,
             }
-            strides = (2.3, 3.1)
+            strides = STRIDES[len(size)]
             x = images(2, 2, *size)
             shape = oracle.diffstride(x, strides, **options).shape
             cotangent = images(*shape, seed=1)
-            layer = DiffStride(
+            layer = LEARNED[len(size)](
                 strides,
                 smoothness,
                 cropping,
                 ramp=ramp,
-                data_format=data_format,
+                data_format=FORMATS[(n + cropping) % 2],
             )
-            gradient = stride_gradient(layer, x, cotangent)
+            gradient = gradients(layer, x, cotangent)[2]
             expected = oracle_gradient(x, strides, cotangent, **options)
             scale = np.maximum(np.abs(expected), 1e-2 * np.abs(expected).max())
             np.testing.assert_allclose(
                 gradient, expected, atol=1e-3 * scale.min(), rtol=1e-3
             )
 
+    @pytest.mark.parametrize("rank", [1, 2, 3])
+    @pytest.mark.parametrize("data_format", FORMATS)
+    def test_of_the_input_is_the_transpose(self, data_format, rank):
+        # A linear layer: <y, c> = <x, dx> for its gradient dx at c.
+        options = {"data_format": data_format}
+        size = {1: (21,), 2: (13, 18), 3: (9, 10, 13)}[rank]
+        layers = [FIXED[rank](STRIDES[rank], **options)]
+        for ramp in RAMPS[:1] if JAX else RAMPS:
+            layers.append(
+                LEARNED[rank](STRIDES[rank], 2.0, ramp=ramp, **options)
+            )
+        for layer in layers:
+            x = images(2, 3, *size, mean=1.0)
+            c = images(*apply(layer, x).shape, seed=1, mean=1.0)
+            y, dx, _ = gradients(layer, x, c)
+            products = [(np.float64(a) * b).sum() for a, b in ((y, c), (x, dx))]
+            np.testing.assert_allclose(*products, rtol=1e-5)
+
+    def test_reaches_a_stride_at_or_below_the_bound(self):
+        for stride in (1.0, 32 / 28) if JAX else (1.0, 1.1, 32 / 28):
+            layer = DiffStride(stride)
+            x = images(2, 2, 32, 32)
+            c = images(*apply(layer, x).shape, seed=1)
+            assert np.all(np.abs(gradients(layer, x, c)[2]) > 1e-3)
+
+    def test_is_none_when_everything_is_kept(self):
+        for size in (1, 4) if JAX else (1, 2, 4):
+            gradient = gradients(DiffStride(1.0), images(1, 1, size, size))[2]
+            np.testing.assert_array_equal(gradient, [0, 0])
+
     @pytest.mark.parametrize("smoothness", [1.0, 2.0, 4.0, 7.0])
     @pytest.mark.parametrize("ramp", NEW_RAMPS)
     def test_every_stride_of_every_size_has_one(self, ramp, smoothness):
         sizes = (2, 3, 4, 5, 7, 8, 16, 21, 33, 64)
-        for n, size in enumerate((4, 9) if JAX else sizes):
+        if JAX:
+            sizes = {1.0: (4,), 4.0: (9,)}.get(smoothness, ())
+        for n, size in enumerate(sizes):
             strides = [1.0, 1.25, 2.0, 3.0, 4.7]
             strides += [size / 3, size / 2, size / 2 + 0.5, size, 1.5 * size]
             for stride in strides[n % 3 :: 3]:
@@ -295,33 +175,30 @@ class TestGradients:
                 x = images(2, 2, size, size, seed=n)
                 x -= x.mean(axis=2, keepdims=True)
                 x -= x.mean(axis=3, keepdims=True)
-                layer = DiffStride(
-                    stride, smoothness, not JAX, ramp=ramp, norm="ortho"
-                )
-                cotangent = images(*apply(layer, x).shape, seed=size)
-                gradient = stride_gradient(layer, x, cotangent)
+                layer = DiffStride(stride, smoothness, ramp=ramp, norm="ortho")
+                strides_ = layer.initial_strides
+                shape = layer.output_sizes((size, size), strides_)
+                cotangent = images(2, 2, *shape, seed=size)
+                gradient = gradients(layer, x, cotangent)[2]
                 least = 1e-4 * size / stride**2
                 assert np.abs(gradient).min() > least, (size, stride, gradient)
 
-    @pytest.mark.parametrize("ramp", NEW_RAMPS)
+    @pytest.mark.parametrize("ramp", RAMPS)
     def test_without_smoothness_there_is_none(self, ramp):
-        x = images(1, 2, 16, 9)
-        layer = DiffStride(2.0, 0.0, ramp=ramp)
-        gradient = stride_gradient(layer, x, 2 * apply(layer, x))
+        _, dx, gradient = gradients(
+            DiffStride(2.0, 0.0, ramp=ramp), images(1, 2, 16, 9)
+        )
         np.testing.assert_array_equal(gradient, [0, 0])
+        assert np.all(np.isfinite(dx))
 
     @pytest.mark.parametrize("ramp", RAMPS)
-    def test_a_constant_image_gives_none(self, ramp):
+    def test_a_constant_map_gives_none(self, ramp):
         # No ramp attenuates the constant wave, whatever the stride.
-        sizes = ((4, 4),) if JAX else ((4, 4), (16, 9), (3, 1))
-        for size in sizes:
-            for stride in (1.5, 2.0, 4.0, 16.0):
-                layer = DiffStride(
-                    stride, 1.0, cropping=not JAX, norm="forward", ramp=ramp
-                )
+        for size in ((16, 9),) if JAX else ((4, 4), (16, 9), (3, 1)):
+            for stride in (1.5, 16.0) if JAX else (1.5, 2.0, 4.0, 16.0):
+                layer = DiffStride(stride, 1.0, norm="forward", ramp=ramp)
                 x = np.ones((1, 2, *size), "float32")
-                y = apply(layer, x)
-                gradient = stride_gradient(layer, x, np.ones_like(y))
+                gradient = gradients(layer, x)[2]
                 np.testing.assert_allclose(gradient, 0.0, atol=1e-4)
 
     @pytest.mark.parametrize(
@@ -344,12 +221,10 @@ class TestGradients:
             "cropping": False,
             "ramp": "inner",
         }
-        x, cotangent = (
-            images(1, 2, size, size),
-            images(1, 2, size, size, seed=1),
-        )
+        x = images(1, 2, size, size)
+        cotangent = images(1, 2, size, size, seed=1)
         layer = DiffStride(strides, smoothness, False, ramp="inner")
-        gradient = stride_gradient(layer, x, cotangent)
+        gradient = gradients(layer, x, cotangent)[2]
         sides = [
             oracle_gradient(x, strides, cotangent, side=side, **options)
             for side in (1, -1)
@@ -365,89 +240,62 @@ class TestGradients:
         x = np.zeros((1, 1, 1, size), "float32")
         x[..., 0] = 1.0
         layer = DiffStride((1.0, stride), smoothness, norm="forward")
-        cotangent = np.zeros(apply(layer, x).shape, "float32")
+        _, width = layer.output_sizes((1, size), layer.initial_strides)
+        cotangent = np.zeros((1, 1, 1, width), "float32")
         cotangent[..., 0] = 1.0
         # k = 2 begins the ramp, and counts for -k as well. k = 3 is the Nyquist
         # frequency of the output, which stands alone, and 4 is cropped.
-        gradient = stride_gradient(layer, x, cotangent)
+        gradient = gradients(layer, x, cotangent)[2]
         change = -size / (2 * stride**2) / smoothness
         expected = (2 + 1) / size * change
         np.testing.assert_allclose(gradient[1], expected, rtol=1e-4)
 
     @pytest.mark.parametrize("ramp", RAMPS)
-    @pytest.mark.parametrize("factor", [0.0, 0.1, 1.0, 25.0])
-    def test_multiplier(self, factor, ramp):
+    def test_multiplier(self, ramp):
         x = images(2, 3, 16, 11)
-        layers = [
-            DiffStride(2.3, ramp=ramp, stride_lr_multiplier=value)
-            for value in (1.0, factor)
-        ]
-        y, scaled_y = (apply(layer, x) for layer in layers)
-        np.testing.assert_array_equal(scaled_y, y)
+        layer = DiffStride(2.3, ramp=ramp)
+        y = apply(layer, x)
         cotangent = images(*y.shape, seed=1)
-        _, dx, (gradient,) = output_and_gradients(
-            layers[0], *(to_format(a, FORMATS[0]) for a in (x, cotangent))
-        )
-        _, scaled_dx, (scaled,) = output_and_gradients(
-            layers[1], *(to_format(a, FORMATS[0]) for a in (x, cotangent))
-        )
+        _, dx, gradient = gradients(layer, x, cotangent)
         assert np.abs(gradient).min() > 1e-3
-        np.testing.assert_allclose(scaled, factor * gradient, rtol=1e-6)
-        np.testing.assert_array_equal(scaled_dx, dx)
+        for factor in (25.0,) if JAX else (0.0, 0.1, 25.0):
+            layer = DiffStride(2.3, ramp=ramp, stride_lr_multiplier=factor)
+            scaled_y, scaled_dx, scaled = gradients(layer, x, cotangent)
+            np.testing.assert_allclose(scaled_y, y, atol=1e-6)
+            np.testing.assert_allclose(scaled_dx, dx, atol=1e-6)
+            np.testing.assert_allclose(scaled, factor * gradient, rtol=1e-5)
 
 
 def energy(y, x):
     return float((y.astype("float64") ** 2).sum() / x.size)
 
 
-@pytest.mark.parametrize("start", [1.3, 6.0])
-@pytest.mark.parametrize("ramp", RAMPS)
+@pytest.mark.parametrize(
+    "ramp, start", [(ramp, start) for ramp in RAMPS for start in (1.3, 6.0)]
+)
+@pytest.mark.skipif(JAX, reason="a step compiles anew; test_static.py learns")
 def test_a_stride_is_learned_from_above_and_below(ramp, start):
     # White noise has a spectrum that is flat: its energy tells the stride.
     x, solution = images(2, 1, 64, 64), 2.5
     options = {
         "ramp": ramp,
         "norm": "ortho",
-        "cropping": not JAX,
         "shared_stride": True,
     }
     target = energy(apply(DiffStride(solution, **options), x), x)
     layer = DiffStride(start, **options)
-    layer.build(to_format(x, layer.data_format).shape)
+    y = apply(layer, x)
     optimizer = keras.optimizers.Adam(0.2, beta_1=0.5, beta_2=0.9)
     for _ in range(60):
-        y = apply(layer, x)
         excess = energy(y, x) - target
         if abs(excess) < 0.01 * target:
             break
-        gradient = stride_gradient(layer, x, 4 * excess * y / x.size)
+        y, _, gradient = gradients(layer, x, 4 * excess * y / x.size)
         optimizer.apply(
             [ops.convert_to_tensor(gradient)], layer.trainable_variables
         )
+        y = apply(layer, x)
     assert abs(excess) < 0.01 * target
-    stride = ops.convert_to_numpy(layer.stride_weights)
-    np.testing.assert_allclose(stride, [solution], atol=0.15)
-
-
-def test_arguments_are_kept_in_the_config():
-    for ramp in RAMPS:
-        layer = DiffStride(ramp=ramp, stride_lr_multiplier=0.25)
-        config = layer.get_config()
-        assert config["ramp"] == ramp
-        assert config["stride_lr_multiplier"] == 0.25
-        assert DiffStride.from_config(config).get_config() == config
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [{"ramp": value} for value in ("Inner", "straight-through", None, 1)]
-    + [
-        {"stride_lr_multiplier": value}
-        for value in (-0.1, float("nan"), float("inf"), "1", None, True)
-    ],
-)
-def test_errors_name_argument_value_and_remedy(kwargs):
-    ((name, value),) = kwargs.items()
-    with pytest.raises(ValueError, match=f"`{name}` must be") as caught:
-        DiffStride(**kwargs)
-    assert f"Received: {name}={value}" in str(caught.value).replace("'", "")
+    np.testing.assert_allclose(
+        array(layer.stride_weights), [solution], atol=0.15
+    )

@@ -1,9 +1,15 @@
+"""Networks: structure, parameters, graphs, and files old and new."""
+
 import functools
 import inspect
+import json
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from maps import JAX, array, images
 
 from diffstride import (
     DiffStride,
@@ -11,6 +17,7 @@ from diffstride import (
     SpatialPooling,
     static_sizes,
 )
+from diffstride.internals import sublayers
 from diffstride.resnet import (
     ResidualLayer,
     Resnet,
@@ -20,14 +27,6 @@ from diffstride.resnet import (
 )
 
 CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
-
-
-def images(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def array(x):
-    return keras.ops.convert_to_numpy(x)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_resnet56_structure():
     model.build((None, 32, 32, 3))
     convolutions = [
         layer
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
         if isinstance(layer, keras.layers.Conv2D)
         and layer.name != "conv_shortcut"
     ]
@@ -82,7 +81,6 @@ def test_strides_as_text_or_list(strides):
 
 
 def test_output_sizes_follow_the_strides():
-    x = images(2, 32, 32, 3)
     for pooling_cls, expected in (
         (None, 3),
         (SpatialPooling, 3),
@@ -91,11 +89,8 @@ def test_output_sizes_follow_the_strides():
         model = Resnet(
             [4, 4, 8, 8], [1, 3, 2, 2], id_only=False, pooling_cls=pooling_cls
         )
-        y = model.stem(x)
-        y = model.stem_pooling(y) if pooling_cls else y
-        for block in model.blocks:
-            y = block(y)
-        assert y.shape[1:3] == (expected, expected)
+        model.build((None, 32, 32, 3))
+        assert model.bn_head.output.shape[1:3] == (expected, expected)
 
 
 def test_stride_pairs():
@@ -105,9 +100,14 @@ def test_stride_pairs():
     assert block(images(1, 16, 16, 4)).shape == (1, 8, 4, 8)
 
 
-@pytest.mark.parametrize("channels", [4, 16])
 @pytest.mark.parametrize(
-    "pooling_cls", [DiffStride, FixedSpectralPooling, SpatialPooling]
+    "pooling_cls, channels",
+    [
+        (DiffStride, 4),
+        (DiffStride, 16),
+        (FixedSpectralPooling, 4),
+        (SpatialPooling, 16),
+    ],
 )
 def test_pooling_and_shortcut_convolution_commute(pooling_cls, channels):
     layer = ResidualLayer(8, strides=2, pooling_cls=pooling_cls, project=True)
@@ -152,7 +152,7 @@ def test_initialisation_and_penalties():
     assert len(model.losses) == len(kernels) + 1  # and the dense bias
     expected = sum(0.5 * np.sum(np.square(array(k))) for k in kernels)
     np.testing.assert_allclose(float(sum(model.losses)), expected, rtol=1e-5)
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if isinstance(layer, keras.layers.Conv2D):
             assert not layer.use_bias
             assert layer.kernel_initializer.__class__.__name__ == "HeNormal"
@@ -172,25 +172,106 @@ def test_residual_layer_by_hand():
     )
 
 
-@pytest.mark.parametrize(
-    "pooling_cls", [None, SpatialPooling, DiffStride, CONFIGURED]
-)
+@pytest.mark.parametrize("pooling_cls", [None, SpatialPooling, CONFIGURED])
 def test_save_and_load_after_training(pooling_cls, tmp_path):
     model = Resnet(
         [4, 4, 8], [1, 1, 2], num_output_classes=3, pooling_cls=pooling_cls
     )
     model.compile("sgd", "mse")
     x = images(8, 16, 16, 1)
-    model.fit(x, np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], epochs=2, verbose=0)
+    model.fit(x, np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(
-        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
-    )
+    np.testing.assert_allclose(array(loaded(x)), array(model(x)), atol=1e-6)
     if pooling_cls is CONFIGURED:
         assert loaded.stem_pooling.smoothness_factor == 2.0
         assert loaded.stem_pooling.norm == "ortho"
     assert loaded.get_config() == model.get_config()
+
+
+def old_layout(path):
+    """Makes of a `.keras` file one of before version 0.2.
+
+    `Resnet` was a model of the parts `stem`, `stem_pooling`, `blocks`,
+    `bn_head` and `dense`, of which stem and pooling were saved in `layers`
+    besides; one pooling layer stood for all of them in its config.
+    """
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    saved = config["config"]
+    if saved["pooling_cls"]:
+        saved["pooling_cls"] = saved["pooling_cls"][0]
+    files["config.json"] = json.dumps(config)
+    weights = path.with_name("old.weights.h5")
+    weights.write_bytes(files["model.weights.h5"])
+    with h5py.File(weights, "r+") as file:
+        layers = file["layers"]
+        for name in list(layers):
+            if name.startswith("resnet_block"):
+                file.move(f"layers/{name}", f"blocks/{name}")
+            elif name.startswith(("batch_norm", "dense")):
+                file.move(
+                    f"layers/{name}",
+                    "dense" if name == "dense" else "bn_head",
+                )
+            elif name.startswith("global_average"):
+                file.move(f"layers/{name}", "average")
+    files["model.weights.h5"] = weights.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return weights
+
+
+@pytest.mark.parametrize("pooling_cls", [None, CONFIGURED])
+def test_files_of_the_old_layout_load(pooling_cls, tmp_path):
+    def build():
+        model = Resnet([4, 4, 8], [1, 2, 2], pooling_cls=pooling_cls)
+        model.build((None, 12, 12, 1))
+        return model
+
+    model, random = build(), np.random.default_rng(0)
+    for variable in model.variables:
+        value = 1 + random.uniform(size=variable.shape)
+        variable.assign(value.astype("float32"))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    weights = old_layout(path)
+    with h5py.File(weights) as file:
+        assert {"blocks", "bn_head", "dense"} <= set(file)
+        assert "dense" not in file["layers"]
+    loaded, other = keras.models.load_model(path), build()
+    other.load_weights(weights)
+    for each in (loaded, other):
+        assert len(each.variables) == len(model.variables)
+        for ours, theirs in zip(each.variables, model.variables, strict=True):
+            np.testing.assert_array_equal(array(ours), array(theirs))
+    if pooling_cls is not None:
+        for layer in sublayers(loaded):
+            if isinstance(layer, DiffStride):
+                assert (layer.norm, layer.smoothness_factor) == ("ortho", 2.0)
+        (block,) = loaded.blocks[:1]
+        assert block.layers[0].pooling.strides == (2.0, 2.0)
+
+
+def test_it_is_a_graph():
+    model = Resnet([4, 8, 8], [1, 2, 1], pooling_cls=DiffStride)
+    model.build((None, 16, 16, 1))
+    assert [tuple(x.shape) for x in model.inputs] == [(None, 16, 16, 1)]
+    assert model.output_shape == (None, 10)
+    feature = model.get_layer("block_1").output
+    assert feature.shape[-1] == 8
+    x = images(2, 16, 16, 1)
+    maps = keras.Model(
+        model.inputs, [feature, model.get_layer("bn_head").output]
+    )
+    block, head = (array(y) for y in maps(x))
+    y = model.stem(x)
+    y = model.stem_pooling(y)
+    np.testing.assert_allclose(block, array(model.blocks[0](y)), atol=1e-5)
+    logits = model.dense(head.mean(axis=(1, 2)))
+    np.testing.assert_allclose(array(model(x)), array(logits), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +309,7 @@ def test_inside_a_functional_model_of_unknown_size():
     outputs = Resnet([4, 8], [1, 2], pooling_cls=DiffStride)(inputs)
     model = keras.Model(inputs, outputs)
     assert model.output_shape == (None, 10)
-    if keras.backend.backend() == "jax":
+    if JAX:
         # A `Resnet` is static by itself, but what it is a part of is not.
         static_sizes(model)
     assert model.predict(images(2, 17, 12, 2), verbose=0).shape == (2, 10)
@@ -240,7 +321,7 @@ def test_mixed_precision_reaches_all_parts():
     y = model(images(2, 16, 16, 1))
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
     assert model.dtype_policy.name == policy
-    for layer in model._flatten_layers(include_self=False):
+    for layer in sublayers(model):
         if not isinstance(layer, keras.layers.InputLayer):
             assert layer.dtype_policy.name == policy
     assert {v.dtype for v in model.trainable_variables} == {"float32"}

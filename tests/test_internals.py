@@ -1,0 +1,131 @@
+"""Private names of Keras and TensorFlow: are they there, do they still do it.
+
+Each failure says what has gone and where to look for a substitute. All of them
+are in `diffstride/internals.py`, which is the one module to change.
+"""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from maps import BACKEND
+
+import diffstride
+from diffstride import DiffStride
+
+GONE = (
+    "{name} has gone from {library}, or does something else. `{function}` in "
+    "diffstride/internals.py uses it to {purpose}. {substitute}"
+)
+
+
+def test_symbolic_scope():
+    message = GONE.format(
+        name="`keras.src.backend.common.symbolic_scope.in_symbolic_scope`",
+        library="Keras",
+        function="in_symbolic_scope",
+        purpose="tell a run for shapes from a run on data",
+        substitute="Look for what `backend.compute_output_spec` of "
+        "keras/src/backend/jax/core.py enters around the function it traces.",
+    )
+    try:
+        from diffstride.internals import in_symbolic_scope
+    except ImportError as error:
+        pytest.fail(f"{message} ({error})")
+    met = []
+
+    class Asks(keras.layers.Layer):
+        def call(self, x):
+            met.append(in_symbolic_scope())
+            return x
+
+    layer = Asks()
+    layer(keras.Input((3,)))
+    layer(np.zeros((1, 3), "float32"))
+    # Keras may trace several times for shapes; the last call is on data.
+    assert met[0] and not met[-1], message
+
+
+def test_flatten_layers():
+    message = GONE.format(
+        name="`keras.layers.Layer._flatten_layers`",
+        library="Keras",
+        function="sublayers",
+        purpose="list a layer and all layers in it, the outer ones first",
+        substitute="Look in keras/src/layers/layer.py for what `Layer.weights` "
+        "walks through, or walk `Layer._layers`; of models, `Model.layers`.",
+    )
+    from diffstride.internals import sublayers
+
+    pooling = DiffStride()
+    inner = keras.Sequential([keras.Input((8, 8, 1)), pooling])
+    wrapper = keras.layers.TimeDistributed(inner)
+    model = keras.Sequential([keras.Input((2, 8, 8, 1)), wrapper])
+    try:
+        found = list(sublayers(model))
+    except AttributeError as error:
+        pytest.fail(f"{message} ({error})")
+    kept = [x for x in found if not isinstance(x, keras.layers.InputLayer)]
+    assert [id(x) for x in kept] == [
+        id(x) for x in (model, wrapper, inner, pooling)
+    ], message
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about graphs of it")
+@pytest.mark.parametrize("inside", [False, True])
+def test_xla_context(inside):
+    import tensorflow as tf
+
+    from diffstride.internals import in_xla
+
+    met = []
+
+    def ask(x):
+        met.append(in_xla(x))
+        return x
+
+    def wrapped():
+        # A graph within a graph: `outer_graph` leads out of the inner one.
+        asked = tf.function(ask) if inside else ask
+        return lambda x: asked(x)
+
+    x = tf.constant(1.0)
+    ask(x)
+    tf.function(wrapped())(x)
+    tf.function(wrapped(), jit_compile=True)(x)
+    assert met == [False, False, True], GONE.format(
+        name="`Graph._get_control_flow_context().IsXLAContext()`, its "
+        "`outer_context`, or `FuncGraph.outer_graph`",
+        library="TensorFlow",
+        function="in_xla",
+        purpose="say in time, and in words, that XLA cannot compile a layer "
+        "whose sizes are learned",
+        substitute="Look in tensorflow/python/eager/polymorphic_function for "
+        "what `jit_compile` enters; without a substitute let it return False, "
+        "and XLA's own error will have to do.",
+    )
+
+
+PRIVATE = re.compile(
+    r"keras\.src|tensorflow\.python|jax\._src|torch\._C\b"
+    r"|(?<!self)(?<!cls)(?<!super\(\))"
+    r"\._(?:flatten_layers|layers|get_control_flow_context|trainable_variables"
+    r"|non_trainable_variables|metrics|losses|tracker|saved_model|call_has)\w*"
+)
+
+
+def test_private_names_are_in_one_module():
+    package = pathlib.Path(diffstride.__file__).parent
+    found = {
+        f"{path.relative_to(package)}:{number}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "internals.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if PRIVATE.search(line)
+    }
+    assert not found, (
+        "Private names of Keras, TensorFlow, JAX or torch belong in "
+        "diffstride/internals.py, with a test in this file."
+    )

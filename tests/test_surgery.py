@@ -1,0 +1,247 @@
+"""`freeze`: strides become constants."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from maps import BACKEND, array, images
+from models import (
+    XLA,
+    learned,
+    nested,
+    outputs_of,
+    residual,
+    resnet,
+    resnet_inside,
+    sequential,
+    shared_at_two_sizes,
+    small,
+)
+
+from diffstride import (
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    freeze,
+)
+from diffstride.resnet import Resnet
+
+only_tensorflow = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="about SavedModel"
+)
+
+
+def one_dimensional():
+    inputs = keras.Input((30, 2))
+    x = DiffStride1D(1.7, 2.0, ramp="inner")(inputs)
+    return keras.Model(inputs, keras.layers.Conv1D(3, 3)(x))
+
+
+def small_of(ramp):
+    return lambda: small(DiffStride((1.4, 1.8), 2.0, ramp=ramp), (16, 12))
+
+
+def distributed():
+    """Inside of a wrapper of Keras."""
+    inputs = keras.Input((3, 12, 10, 2))
+    x = keras.layers.TimeDistributed(DiffStride((1.4, 1.8), 2.0))(inputs)
+    return keras.Model(inputs, ops.mean(ops.square(x), axis=(2, 3)))
+
+
+class Composed(keras.layers.Layer):
+    """Keeps a DiffStride where `freeze` cannot reach it."""
+
+    def __init__(self, inside=None, **kwargs):
+        super().__init__(**kwargs)
+        config = inside or {"strides": 2.0, "name": "inside"}
+        self.inside = DiffStride.from_config(config)
+
+    def build(self, input_shape):
+        self.inside.build(input_shape)
+
+    def call(self, inputs):
+        return self.inside(inputs)
+
+
+class Helpful(Composed):
+    """The same, with what `freeze` asks for."""
+
+    def get_config(self):
+        return {**super().get_config(), "inside": self.inside.get_config()}
+
+
+class OwnModel(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inside = DiffStride(2.0)
+
+    def call(self, inputs):
+        return self.inside(inputs)
+
+
+class TestFreeze:
+    def frozen(self, build):
+        """Returns a model after some training, its frozen form, images."""
+        model = build()
+        for i, layer in enumerate(learned(model)):
+            # On no grid, and on none of which rounding could move a size.
+            layer.stride_weights.assign(
+                np.linspace(1.37, 2.13 + 0.1 * i, layer.stride_weights.shape[0])
+            )
+        x = images(
+            4, *(model.input_shape[1:] if build is not resnet else (16, 12, 1))
+        )
+        # Batch statistics are weights, too.
+        model(x, training=True)
+        return model, freeze(model), x
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            shared_at_two_sizes,
+            nested,
+            sequential,
+            residual,
+            resnet_inside,
+            one_dimensional,
+            distributed,
+        ],
+    )
+    def test_a_frozen_model_is_the_same_model(self, build, tmp_path):
+        model, frozen, x = self.frozen(build)
+        assert learned(model) and len(learned(frozen)) == len(learned(model))
+        expected = outputs_of(model, x)
+        np.testing.assert_allclose(
+            outputs_of(frozen, x), expected, rtol=1e-6, atol=1e-6
+        )
+        for layer, original in zip(
+            learned(frozen), learned(model), strict=True
+        ):
+            assert layer.frozen and not layer.trainable_variables
+            assert not original.frozen and original.trainable_variables
+            np.testing.assert_array_equal(
+                array(layer.stride_weights), array(original.stride_weights)
+            )
+        assert frozen.count_params() == model.count_params()
+        assert not frozen.compiled
+        # It compiles like any other, and needs no `static_sizes`.
+        frozen.compile("sgd", "mse", **XLA)
+        np.testing.assert_allclose(
+            frozen.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5
+        )
+        frozen.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert all(layer.frozen for layer in learned(loaded))
+        np.testing.assert_allclose(
+            outputs_of(loaded, x), expected, rtol=1e-6, atol=1e-6
+        )
+
+    def test_static_shapes_are_known(self):
+        model = keras.Sequential(
+            [keras.Input((16, 12, 1)), DiffStride((1.4, 1.8), 2.0)]
+        )
+        assert model.output_shape == (None, None, None, 1)
+        frozen = freeze(model)
+        shape = outputs_of(model, images(1, 16, 12, 1)).shape[1:]
+        assert frozen.output_shape == (None, *shape)
+        for layer in learned(frozen):
+            assert layer.compute_output_shape((2, 16, 12, 1)) == (2, *shape)
+            assert layer.compute_output_shape((2, None, 12, 1))[1] is None
+        head = keras.Sequential(
+            [frozen, keras.layers.Flatten(), keras.layers.Dense(3)]
+        )
+        head.build((None, 16, 12, 1))
+        assert head.layers[-1].kernel.shape == (np.prod(shape), 3)
+        assert head.predict(images(2, 16, 12, 1), verbose=0).shape == (2, 3)
+
+    @pytest.mark.parametrize("build", [shared_at_two_sizes, nested, residual])
+    def test_the_summary_shows_sizes(self, build):
+        def summary(model):
+            lines = []
+            model.summary(print_fn=lambda line, **_: lines.append(line))
+            return "\n".join(lines)
+
+        model, frozen, _ = self.frozen(build)
+        assert "(None, None" in summary(model)
+        assert "(None, None" not in summary(frozen)
+
+    def test_fine_tuning_leaves_the_strides(self):
+        _, frozen, x = self.frozen(sequential)
+        before = [array(v) for v in frozen.trainable_variables]
+        strides = [array(a.stride_weights) for a in learned(frozen)]
+        frozen.compile(keras.optimizers.SGD(0.1), "mse", **XLA)
+        frozen.fit(x, np.ones((4, 1)), epochs=2, verbose=0)
+        after = [array(v) for v in frozen.trainable_variables]
+        assert not np.allclose(before[0], after[0])
+        for layer, value in zip(learned(frozen), strides, strict=True):
+            np.testing.assert_array_equal(array(layer.stride_weights), value)
+
+    def test_a_compiled_model(self):
+        # Whatever it was compiled with; a function of one's own included.
+        model = small()
+        model.compile("sgd", lambda a, b: ops.mean(ops.square(a - b)))
+        assert not freeze(model).compiled
+
+    def test_weights_of_other_strides_are_refused(self, tmp_path):
+        model, frozen, _ = self.frozen(small_of("outer"))
+        path = tmp_path / "model.weights.h5"
+        model.save_weights(path)
+        frozen.load_weights(path)
+        learned(model)[0].stride_weights.assign([3.0, 3.0])
+        model.save_weights(path)
+        with pytest.raises(ValueError, match="weights were saved with strides"):
+            frozen.load_weights(path)
+
+    def test_a_model_that_is_not_built(self):
+        with pytest.raises(ValueError, match="needs a built model"):
+            freeze(Resnet([4, 8], [1, 2], pooling_cls=DiffStride))
+
+    def test_layers_of_ones_own(self):
+        inputs = keras.Input((12, 12, 1))
+        x = images(2, 12, 12, 1)
+        model = keras.Model(inputs, Composed(name="composed")(inputs))
+        with pytest.raises(
+            ValueError, match=r"cannot reach .*inside"
+        ) as caught:
+            freeze(model)
+        assert "serialize_keras_object" in str(caught.value)
+        model = keras.Model(inputs, Helpful()(inputs))
+        learned(model)[0].stride_weights.assign([1.3, 1.7])
+        frozen = freeze(model)
+        assert learned(frozen)[0].frozen
+        np.testing.assert_allclose(
+            outputs_of(frozen, x), outputs_of(model, x), atol=1e-6
+        )
+
+    def test_models_of_ones_own(self):
+        model = OwnModel()
+        model(images(2, 12, 12, 1))
+        with pytest.raises(ValueError, match="cannot reach"):
+            freeze(model)
+
+    def test_a_frozen_model_may_be_frozen_again(self):
+        _, frozen, x = self.frozen(small_of("outer"))
+        np.testing.assert_array_equal(
+            outputs_of(freeze(frozen), x), outputs_of(frozen, x)
+        )
+
+    def test_fixed_layers_stay_what_they_are(self):
+        inputs = keras.Input((12, 12, 1))
+        model = keras.Model(inputs, FixedSpectralPooling((2, 2.5))(inputs))
+        x = images(2, 12, 12, 1)
+        np.testing.assert_array_equal(
+            outputs_of(freeze(model), x), outputs_of(model, x)
+        )
+
+    @only_tensorflow
+    @pytest.mark.parametrize("build", [nested, resnet])
+    def test_export(self, build, tmp_path):
+        import tensorflow as tf
+
+        model, frozen, x = self.frozen(build)
+        # Nobody has called it: a graph knows its inputs.
+        frozen.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "model")
+        np.testing.assert_allclose(
+            array(loaded.serve(x)), outputs_of(model, x), rtol=1e-5, atol=1e-5
+        )
