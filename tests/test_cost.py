@@ -96,6 +96,7 @@ def square(*sizes):
     return [(size, size) for size in sizes]
 
 
+@pytest.mark.skipif(JAX, reason="Keras's layers, slow to compile on JAX")
 def test_strided_resnet18_by_hand():
     by_hand = resnet18_by_hand(square(32, 32, 16, 8, 4), None)
     # Stem, first block, three blocks of equal cost, dense layer.
