@@ -56,7 +56,10 @@ class TestCompilations:
     """Losses are those of dynamic sizes; each tuple of sizes compiles once."""
 
     def train(self, ramp, steps, multiplier, static):
-        """Returns losses, sizes, and when the step was traced and compiled."""
+        """Returns losses, sizes, and when the step was traced and compiled.
+
+        Where sizes are new to it a static loss is compared to an eager one.
+        """
         layer = DiffStride(
             (1.5, 2.0),
             2.0,
@@ -84,8 +87,14 @@ class TestCompilations:
             for target in targets:
                 y = np.full((4, 1), target, "float32")
                 strides = array(layer.stride_weights)
-                sizes.append(layer.output_sizes((12, 12), strides))
+                now = layer.output_sizes((12, 12), strides)
+                if static and now not in sizes:
+                    eager = np.mean(np.square(outputs_of(model, x) - y))
+                else:
+                    eager = None
+                sizes.append(now)
                 losses.append(float(model.train_on_batch(x, y)))
+                assert eager is None or abs(losses[-1] - eager) < 1e-4
                 step += 1
         return losses, sizes, traced, sorted(set(compiled))
 
@@ -101,10 +110,11 @@ class TestCompilations:
     )
     def test_losses_and_compilations(self, ramp, steps, multiplier):
         run = functools.partial(self.train, ramp, steps, multiplier)
-        expected, expected_sizes, *_ = run(static=False)
         losses, sizes, traced, compiled = run(static=True)
-        np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
-        assert sizes == expected_sizes
+        if not JAX or steps > 40:  # Eagerly, JAX takes long.
+            expected, expected_sizes, *_ = run(static=False)
+            np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
+            assert sizes == expected_sizes
         changes = sum(sizes[i] != sizes[i - 1] for i in range(1, steps))
         # Some sizes came back, and were not compiled again.
         assert changes >= 3 and len(set(sizes)) < changes + 1
