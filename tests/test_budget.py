@@ -221,12 +221,11 @@ def test_loss_of_a_model_is_that_without_the_term_and_the_term(static):
         return history.history["loss"][0], evaluated
 
     plain = losses()
-    for weight in (5.0, 0.0):
-        # Heeded though a function was compiled before.
-        add_stride_cost(model, weight)
-        for with_term, without in zip(losses(), plain, strict=True):
-            expected = without + weight * (1 / 4 + 1 / 8)
-            assert with_term == pytest.approx(expected, rel=1e-5)
+    # Included although functions were compiled before.
+    add_stride_cost(model, 5.0)
+    for with_term, without in zip(losses(), plain, strict=True):
+        expected = without + 5.0 * (1 / 4 + 1 / 8)
+        assert with_term == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_of_training_moves_the_strides_by_the_gradient():
@@ -248,6 +247,9 @@ def test_a_step_of_training_moves_the_strides_by_the_gradient():
     )
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="slow to compile on JAX"
+)
 def test_a_large_weight_makes_strides_grow_and_computation_shrink():
     pooling = functools.partial(DiffStride, ramp="inner")
     model = Resnet([4, 4, 8], [1, 1, 2], num_layers=1, pooling_cls=pooling)

@@ -96,6 +96,7 @@ def square(*sizes):
     return [(size, size) for size in sizes]
 
 
+@pytest.mark.skipif(JAX, reason="Keras's layers, slow to compile on JAX")
 def test_strided_resnet18_by_hand():
     by_hand = resnet18_by_hand(square(32, 32, 16, 8, 4), None)
     # Stem, first block, three blocks of equal cost, dense layer.
@@ -108,6 +109,7 @@ def test_strided_resnet18_by_hand():
     assert sum(layer.macs for layer in cost.layers) == cost.macs
 
 
+@pytest.mark.skipif(JAX, reason="slow to compile on JAX, same as elsewhere")
 @pytest.mark.parametrize(
     "pooling_cls, sizes, moved, pooling",
     [
@@ -135,8 +137,6 @@ def test_strided_resnet18_by_hand():
     ],
 )
 def test_pooled_resnet18_by_hand(pooling_cls, sizes, moved, pooling):
-    if JAX and pooling_cls is not inner:
-        pytest.skip("slow to compile on JAX, and the same as elsewhere")
     model = resnet18(pooling_cls=pooling_cls, channels_first=False)
     model.build((None, 32, 32, 3))
     macs, numbers = resnet18_by_hand(sizes, pooling)

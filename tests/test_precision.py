@@ -93,8 +93,11 @@ def problem(rank, ramp, half):
 @pytest.mark.parametrize("ramp", masks.RAMPS)
 @pytest.mark.parametrize("half", HALVES)
 def test_half_precision(half, ramp, rank, data_format):
+    # Slow to compile on JAX: there each case comes once or not at all.
     if JAX and (data_format == "channels_first") == (half == "bfloat16"):
-        pytest.skip("slow to compile; each is in one of the formats")
+        pytest.skip("the other format, on JAX")
+    if JAX and rank != 2 and ramp != "outer":
+        pytest.skip("this ramp has two dimensions, on JAX")
     x, cotangent, *expected = problem(rank, ramp, half)
     layer = LEARNED[rank](
         STRIDES[rank],
@@ -127,7 +130,7 @@ def test_half_precision(half, ramp, rank, data_format):
 
 
 @pytest.mark.parametrize(
-    "policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
+    "policy", ["bfloat16"] if JAX else ["mixed_float16", "bfloat16"]
 )
 @pytest.mark.parametrize(
     "layer_cls, kwargs",

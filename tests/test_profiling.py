@@ -42,7 +42,6 @@ def test_states_of_a_resnet():
     cost = values_of(model)["stride_cost"]
     assert cost == pytest.approx(1 + 1 / 4 + 1 / 24)
     # Sizes are those of the strides of now; and nothing is left behind.
-    states = pooling_states(profile(model, (32, 30, 1)))
     model.stem_pooling.stride_weights.assign([4.0, 4.0])
     assert pooling_states(profile(model, (32, 30, 1)))[0].output_size == (
         16,

@@ -39,6 +39,8 @@ CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
     ],
 )
 def test_resnet18_parameters(pooling_cls, expected):
+    if JAX and pooling_cls in (SpatialPooling, FixedSpectralPooling):
+        pytest.skip("large, and the same on JAX as elsewhere")
     model = resnet18(pooling_cls=pooling_cls)
     model.build((None, 32, 32, 3))
     assert model.count_params() == expected
@@ -172,17 +174,29 @@ def test_residual_layer_by_hand():
     )
 
 
+def randomise(model):
+    """As training would leave it: no variable is what it was made with."""
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        value = 1 + random.uniform(size=variable.shape)
+        variable.assign(value.astype("float32"))
+
+
 @pytest.mark.parametrize("pooling_cls", [None, SpatialPooling, CONFIGURED])
-def test_save_and_load_after_training(pooling_cls, tmp_path):
+def test_save_and_load(pooling_cls, tmp_path):
     model = Resnet(
         [4, 4, 8], [1, 1, 2], num_output_classes=3, pooling_cls=pooling_cls
     )
+    model.build((None, 16, 16, 1))
     model.compile("sgd", "mse")
-    x = images(8, 16, 16, 1)
-    model.fit(x, np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], verbose=0)
+    model.optimizer.build(model.trainable_variables)
+    randomise(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(array(loaded(x)), array(model(x)), atol=1e-6)
+    x = images(8, 16, 16, 1)
+    np.testing.assert_allclose(
+        array(loaded(x)), array(model(x)), rtol=1e-5, atol=1e-6
+    )
     if pooling_cls is CONFIGURED:
         assert loaded.stem_pooling.smoothness_factor == 2.0
         assert loaded.stem_pooling.norm == "ortho"
@@ -231,10 +245,8 @@ def test_files_of_the_old_layout_load(pooling_cls, tmp_path):
         model.build((None, 12, 12, 1))
         return model
 
-    model, random = build(), np.random.default_rng(0)
-    for variable in model.variables:
-        value = 1 + random.uniform(size=variable.shape)
-        variable.assign(value.astype("float32"))
+    model = build()
+    randomise(model)
     path = tmp_path / "model.keras"
     model.save(path)
     weights = old_layout(path)

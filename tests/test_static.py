@@ -56,7 +56,10 @@ class TestCompilations:
     """Losses are those of dynamic sizes; each tuple of sizes compiles once."""
 
     def train(self, ramp, steps, multiplier, static):
-        """Returns losses, sizes, and when the step was traced and compiled."""
+        """Returns losses, sizes, and when the step was traced and compiled.
+
+        Where sizes are new to it a static loss is compared to an eager one.
+        """
         layer = DiffStride(
             (1.5, 2.0),
             2.0,
@@ -84,8 +87,14 @@ class TestCompilations:
             for target in targets:
                 y = np.full((4, 1), target, "float32")
                 strides = array(layer.stride_weights)
-                sizes.append(layer.output_sizes((12, 12), strides))
+                now = layer.output_sizes((12, 12), strides)
+                if static and now not in sizes:
+                    eager = np.mean(np.square(outputs_of(model, x) - y))
+                else:
+                    eager = None
+                sizes.append(now)
                 losses.append(float(model.train_on_batch(x, y)))
+                assert eager is None or abs(losses[-1] - eager) < 1e-4
                 step += 1
         return losses, sizes, traced, sorted(set(compiled))
 
@@ -101,10 +110,11 @@ class TestCompilations:
     )
     def test_losses_and_compilations(self, ramp, steps, multiplier):
         run = functools.partial(self.train, ramp, steps, multiplier)
-        expected, expected_sizes, *_ = run(static=False)
         losses, sizes, traced, compiled = run(static=True)
-        np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
-        assert sizes == expected_sizes
+        if not JAX or steps > 40:  # Eagerly, JAX takes long.
+            expected, expected_sizes, *_ = run(static=False)
+            np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
+            assert sizes == expected_sizes
         changes = sum(sizes[i] != sizes[i - 1] for i in range(1, steps))
         # Some sizes came back, and were not compiled again.
         assert changes >= 3 and len(set(sizes)) < changes + 1
@@ -151,20 +161,18 @@ def test_everything_that_keras_does_with_a_model(shared_stride, trainable):
     expected = np.mean(np.square(outputs_of(model, x[:8]) - 1))
     np.testing.assert_allclose(history["val_loss"][-1], expected, rtol=1e-4)
     assert np.all(array(layer.stride_weights) == 1.5) != trainable
-    for stride in (1.5, 3.0):
-        layer.stride_weights.assign(np.full(2 - shared_stride, stride))
-        expected = outputs_of(model, x)
-        losses = np.square(expected - 1)
-        loss, first = np.mean(losses), np.mean(losses[:8])
-        close = {"rtol": 1e-4, "atol": 1e-5}
-        for actual, wanted in (
-            (model.predict(x, batch_size=8, verbose=0), expected),
-            (model.predict_on_batch(x[:8]), expected[:8]),
-            (model.evaluate(x, y, batch_size=8, verbose=0), loss),
-            (model.test_on_batch(x[:8], y[:8]), first),
-            (model.train_on_batch(x[:8], y[:8]), first),
-        ):
-            np.testing.assert_allclose(actual, wanted, **close)
+    layer.stride_weights.assign(np.full(2 - shared_stride, 3.0))
+    expected = outputs_of(model, x)
+    losses = np.square(expected - 1)
+    loss, first = np.mean(losses), np.mean(losses[:8])
+    for actual, wanted in (
+        (model.predict(x, batch_size=8, verbose=0), expected),
+        (model.predict_on_batch(x[:8]), expected[:8]),
+        (model.evaluate(x, y, batch_size=8, verbose=0), loss),
+        (model.test_on_batch(x[:8], y[:8]), first),
+        (model.train_on_batch(x[:8], y[:8]), first),
+    ):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
     assert layer.cached is None
 
 
@@ -179,9 +187,9 @@ def test_images_of_changing_size():
     layer = DiffStride(1.5, 2.0)
     model = static_sizes(unknown_size(layer))
     model.compile("sgd", "mse")
-    for stride in (1.5, 3.0, 1.6):
+    for stride in (1.5, 3.0):
         layer.stride_weights.assign([stride, stride])
-        for size in ((12, 12), (16, 10), (9, 12)):
+        for size in ((12, 12), (9, 12)):
             x = images(2, *size, 1)
             np.testing.assert_allclose(
                 model.predict(x, verbose=0), outputs_of(model, x), atol=1e-5
@@ -208,7 +216,7 @@ def test_a_size_that_is_not_known_is_refused():
     assert model.predict(data, verbose=0).shape == (4, 1)
 
 
-@pytest.mark.parametrize("build", [shared_at_two_sizes, nested, resnet_inside])
+@pytest.mark.parametrize("build", [shared_at_two_sizes, resnet_inside])
 def test_models_of_all_kinds_train_and_predict(build):
     model = static_sizes(build())
     model.compile(keras.optimizers.SGD(0.0), "mse", **XLA)
@@ -423,9 +431,6 @@ class TestForgotten:
         x = tf.constant(self.x)
         with pytest.raises(NotImplementedError, match="static_sizes"):
             wrap(tf, lambda x: model(x))(x)
-        np.testing.assert_allclose(
-            tf.function(lambda x: model(x))(x), outputs_of(model, x), atol=1e-5
-        )
 
     @only_tensorflow
     def test_keras_warns_and_stays_dynamic(self):
