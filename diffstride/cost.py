@@ -100,15 +100,7 @@ def model_cost(model: keras.Model, input_shape: Any = None) -> ModelCost:
 
 
 def cost_of_calls(model: keras.Model, calls: Sequence[Call]) -> ModelCost:
-    """Counts what a model does, from its calls.
-
-    Args:
-        model: the model.
-        calls: what `profile` returned.
-
-    Returns:
-        A `ModelCost`.
-    """
+    """Counts what a model does, from the calls that `profile` returned."""
     costs = tuple(
         LayerCost(
             name=call.name,
@@ -129,15 +121,10 @@ def cost_of_calls(model: keras.Model, calls: Sequence[Call]) -> ModelCost:
 
 
 def scalars(model: keras.Model, calls: Sequence[Call]) -> dict[str, float]:
-    """Names and values to log for a model at its strides as they are.
+    """Returns what to log of a model, from the calls that `profile` returned.
 
-    Args:
-        model: the model.
-        calls: what `profile` returned.
-
-    Returns:
-        For each pooling layer its strides and output size; `stride_cost`, J of
-        the learned ones if there are any; `macs` and `activation_bytes`.
+    For each pooling layer its strides and output size; `stride_cost`, J of the
+    learned ones if there are any; `macs` and `activation_bytes`.
     """
     values: dict[str, float] = {}
     states = pooling_states(calls)

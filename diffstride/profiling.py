@@ -151,15 +151,7 @@ def learns_strides(model: keras.Model) -> bool:
 
 
 def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
-    """Returns the state of each pooling layer, at its first call.
-
-    Args:
-        calls: what `profile` returns.
-
-    Returns:
-        The states, in the order in which the layers are first reached, which
-        is that of depth.
-    """
+    """Returns the state of each pooling layer, at its first call of `calls`."""
     first: dict[int, Call] = {}
     for call in calls:
         if isinstance(call.layer, _KINDS):
