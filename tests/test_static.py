@@ -55,7 +55,7 @@ def compilations(note):
 class TestCompilations:
     """Losses are those of dynamic sizes; each tuple of sizes compiles once."""
 
-    def train(self, ramp, steps, multiplier, static):
+    def train(self, ramp, steps, turns, multiplier, static):
         """Returns losses, sizes, and when the step was traced and compiled.
 
         Where sizes are new to it a static loss is compared to an eager one.
@@ -82,7 +82,7 @@ class TestCompilations:
         assert model.jit_compile == static
         x = images(4, 12, 12, 1)
         # Targets go up and down, and the strides with them.
-        targets = np.where(np.arange(steps) * 4 // steps % 2, 1.0, 0.1)
+        targets = np.where(np.arange(steps) * turns // steps % 2, 1.0, 0.1)
         with compilations(lambda: compiled.append(step)):
             for target in targets:
                 y = np.full((4, 1), target, "float32")
@@ -100,16 +100,16 @@ class TestCompilations:
 
     @not_torch
     @pytest.mark.parametrize(
-        "ramp, steps, multiplier",
+        "ramp, steps, turns, multiplier",
         [
-            ("outer", 40, 200),
-            pytest.param("outer", 300, 40, marks=pytest.mark.slow),
-            pytest.param("inner", 60, 40, marks=pytest.mark.slow),
-            pytest.param("straight_through", 60, 40, marks=pytest.mark.slow),
+            ("outer", 40, 4, 200),
+            pytest.param("outer", 300, 6, 40, marks=pytest.mark.slow),
+            pytest.param("inner", 60, 6, 40, marks=pytest.mark.slow),
+            pytest.param("straight_through", 60, 6, 40, marks=pytest.mark.slow),
         ],
     )
-    def test_losses_and_compilations(self, ramp, steps, multiplier):
-        run = functools.partial(self.train, ramp, steps, multiplier)
+    def test_losses_and_compilations(self, ramp, steps, turns, multiplier):
+        run = functools.partial(self.train, ramp, steps, turns, multiplier)
         losses, sizes, traced, compiled = run(static=True)
         if not JAX or steps > 40:  # Eagerly, JAX takes long.
             expected, expected_sizes, *_ = run(static=False)
