@@ -89,9 +89,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     layer, network = [], []
     if arguments.part != "network":
         for case in CASES:
-            rows = layer_rows(case, arguments)
-            layer += rows
-            print(_progress(case, rows), file=sys.stderr, flush=True)
+            print(case, file=sys.stderr, flush=True)
+            layer += layer_rows(case, arguments)
     if arguments.part != "layer":
         for data_format in filter(has_convolutions, FORMATS):
             network += network_rows(data_format, arguments)
@@ -201,13 +200,6 @@ def _layer_input(case: Case) -> Any:
     x = np.random.default_rng(0).normal(size=case.shape).astype("float32")
     dtype = keras.config.dtype_policy().compute_dtype
     return ops.cast(ops.convert_to_tensor(x), dtype)
-
-
-def _progress(case: Case, rows: list[dict]) -> str:
-    times = ", ".join(
-        f"{row['contender']} {row['backward_ms']['median']:.1f}" for row in rows
-    )
-    return f"{case.data_format} {case.shape} stride {case.stride:g}: {times}"
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
