@@ -100,7 +100,7 @@ def network_contenders() -> dict[str, Any]:
         "spectral": FixedSpectralPooling,
         "outer": DiffStride,
         "outer, strides fixed": functools.partial(DiffStride, trainable=False),
-        "outer's floor: slices": Slice,
+        "outer's floor: slices": functools.partial(Slice, frozen=True),
         "inner": functools.partial(DiffStride, ramp="inner"),
         "straight-through": functools.partial(
             DiffStride, ramp="straight_through"
@@ -108,26 +108,16 @@ def network_contenders() -> dict[str, Any]:
     }
 
 
-class Slice(keras.layers.Layer):
-    """The least that a pooling to the sizes of a DiffStride layer can cost."""
-
-    commutes_with_pointwise = True
-
-    def __init__(self, strides: Any, data_format: str | None = None, **kwargs):
-        super().__init__(**kwargs)
-        self.model = DiffStride(strides, data_format=data_format, frozen=True)
+class Slice(DiffStride):
+    """The least that pooling to the sizes of a frozen DiffStride can cost."""
 
     def call(self, inputs: Any) -> Any:
         """Returns the upper left corner."""
-        shape = self.model.compute_output_shape(inputs.shape)
-        height, width = (shape[axis] for axis in self.model.spatial_axes)
-        if self.model.data_format == "channels_last":
+        shape = self.compute_output_shape(inputs.shape)
+        height, width = (shape[axis] for axis in self.spatial_axes)
+        if self.data_format == "channels_last":
             return inputs[:, :height, :width, :]
         return inputs[:, :, :height, :width]
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the shape of the corner."""
-        return self.model.compute_output_shape(input_shape)
 
 
 def has_convolutions(data_format: str) -> bool:
