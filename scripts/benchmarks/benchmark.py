@@ -67,14 +67,14 @@ MEMORY_CASE = Case(64, 32, 64, "channels_last", 2.0)
 def main(argv: list[str]) -> None:
     """Measures, prints the tables, writes the results."""
     arguments = _arguments(argv)
-    if arguments.plot:
-        results = json.loads(pathlib.Path(arguments.plot).read_text())
-        benchmark_report.plot(results, "docs/benchmark.png")
+    if given := arguments.plot or arguments.table:
+        results = json.loads(pathlib.Path(given).read_text())
+        if arguments.plot:
+            benchmark_report.plot(results, "docs/benchmark.png")
+        else:
+            print(benchmark_report.tables(results))
         return
-    if arguments.table:
-        results = json.loads(pathlib.Path(arguments.table).read_text())
-    else:
-        results = measure(arguments)
+    results = measure(arguments)
     if arguments.output:
         path = pathlib.Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,19 +86,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures layers and networks; returns the content of a results file."""
     begin = time.perf_counter()
     _set_policy(arguments.dtype)
-    layer, network = [], []
+    layers, networks = [], []
     if arguments.part != "network":
         for case in CASES:
             print(case, file=sys.stderr, flush=True)
-            layer += layer_rows(case, arguments)
+            layers += layer_rows(case, arguments)
     if arguments.part != "layer":
         for data_format in filter(has_convolutions, FORMATS):
-            network += network_rows(data_format, arguments)
+            networks += network_rows(data_format, arguments)
     return {
         "environment": measured_on(),
         "dtype": arguments.dtype,
-        "layer": layer,
-        "network": network,
+        "layer": layers,
+        "network": networks,
         "seconds": round(time.perf_counter() - begin),
     }
 
