@@ -1,6 +1,5 @@
 """Tables and a picture of what `benchmark.py` has measured."""
 
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,90 +26,34 @@ _STYLES = {
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Lays out results as Markdown.
-
-    Args:
-        results: the content of a results file.
-
-    Returns:
-        Tables: layers by size, the same relative to the FFT form, the form of
-        the imaginary part, networks.
-    """
-    parts = [_heading(results)]
+    """Lays out the content of a results file as Markdown."""
+    by_size: dict[str, Cases] = {}
     others: Cases = {}
-    keys = ("data_format", "stride", "channels")
-    for (data_format, stride, channels), rows in _grouped(
-        results["layer"], lambda row: tuple(row[key] for key in keys)
-    ).items():
-        cases = {
-            title: {row["contender"]: row for row in group}
-            for title, group in _grouped(
-                rows, lambda row: f"{row['size']} ({row['batch']})"
-            ).items()
-        }
-        # Where only a size or two were measured they share a table, below.
-        if len(cases) > 2:
-            title = f"{data_format}, {channels} channels, stride {stride:g}"
-            parts += _layer_tables(title, cases)
-            continue
-        for title, case in cases.items():
-            size, _ = title.split()
+    for row in results["layer"]:
+        size, channels, stride = row["size"], row["channels"], row["stride"]
+        if (channels, stride) == (64, 2):
+            cases = by_size.setdefault(row["data_format"], {})
+            title = f"{size} ({row['batch']})"
+        else:
+            cases = others
             title = f"{size} x {channels}, stride {stride:g}"
-            title += f", {data_format}" if title in others else ""
-            others[title] = case
+        cases.setdefault(title, {})[row["contender"]] = row
+    networks: dict[str, list[dict]] = {}
+    for row in results["network"]:
+        networks.setdefault(row["data_format"], []).append(row)
+
+    parts = [_heading(results)]
+    for data_format, cases in by_size.items():
+        parts += _layer_tables(data_format, cases)
     if others:
         parts += [
             "**Other channels and strides** (size x channels): forward + "
             "backward relative to the FFT form",
             _table(others, _relative, _compared(others)),
         ]
-    networks = _grouped(results["network"], lambda row: row["data_format"])
     for rows in networks.values():
         parts += _network_table(rows)
     return "\n\n".join(parts)
-
-
-def nanoseconds(row: dict[str, Any]) -> float:
-    """Returns the time of a layer, forward and backward, per input value."""
-    values = row["batch"] * row["size"] ** 2 * row["channels"]
-    return 1e6 * row["backward_ms"]["median"] / values
-
-
-def plot(results: dict[str, Any], picture: str) -> None:
-    """Draws how the cost of a layer grows with size and with channels.
-
-    Args:
-        results: the content of a results file.
-        picture: where to write the picture.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    data_format = results["layer"][0]["data_format"]
-    rows = [
-        row
-        for row in results["layer"]
-        if row["stride"] == 2 and row["data_format"] == data_format
-    ]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    _curves(left, [row for row in rows if row["channels"] == 64], "size")
-    left.set(xlabel="height and width of the map (64 channels)")
-    _curves(right, [row for row in rows if row["size"] == 32], "channels")
-    right.set(xlabel="channels (maps of 32 x 32)")
-    right.legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9
-    )
-    environment = results["environment"]
-    figure.suptitle(
-        f"Cost of a layer at stride 2: {environment['backend']} "
-        f"{environment['version']}, {environment['device']}, {data_format}",
-        fontsize=10,
-    )
-    figure.tight_layout()
-    pathlib.Path(picture).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
 
 
 def _heading(results: dict[str, Any]) -> str:
@@ -122,12 +65,12 @@ def _heading(results: dict[str, Any]) -> str:
     )
 
 
-def _layer_tables(title: str, cases: Cases) -> list[str]:
+def _layer_tables(data_format: str, cases: Cases) -> list[str]:
     """Times, the same relative to the FFT form, and memory where measured."""
     names = [FFT_FORM, *_compared(cases)]
     parts = [
-        f"**Layers, {title}**: forward / forward + backward in ms, by height "
-        "and width (batch)",
+        f"**Layers, {data_format}, 64 channels, stride 2**: forward / "
+        "forward + backward in ms, by height and width (batch)",
         _table(cases, _times, names),
         "The same, forward + backward, relative to the FFT form; last, which "
         "form of the imaginary part is cheaper (low rank / whole)",
@@ -136,7 +79,7 @@ def _layer_tables(title: str, cases: Cases) -> list[str]:
     measured = {
         title: rows
         for title, rows in cases.items()
-        if any(row.get("backward_mb") is not None for row in rows.values())
+        if rows[FFT_FORM].get("backward_mb") is not None
     }
     if measured:
         parts += [
@@ -167,20 +110,16 @@ def _compared(cases: Cases) -> list[str]:
 
 
 def _times(rows: Rows, name: str) -> str:
-    return " / ".join(
-        _number(rows[name][key]["median"])
-        for key in ("forward_ms", "backward_ms")
-    )
+    row = rows[name]
+    forward, backward = row["forward_ms"]["median"], backward_ms(row)
+    return f"{_number(forward)} / {_number(backward)}"
 
 
 def _relative(rows: Rows, name: str) -> str:
     over, under = FORMS if "*" in name else (name, FFT_FORM)
     if over not in rows:
         return "-"
-    over, under = (
-        rows[each]["backward_ms"]["median"] for each in (over, under)
-    )
-    return f"{over / under:.2f}"
+    return f"{backward_ms(rows[over]) / backward_ms(rows[under]):.2f}"
 
 
 def _memory(rows: Rows, name: str) -> str:
@@ -188,29 +127,25 @@ def _memory(rows: Rows, name: str) -> str:
 
 
 def _network_table(rows: list[dict]) -> list[str]:
-    times = {row["contender"]: row["step_ms"]["median"] for row in rows}
     header = ["pooling", "forward, ms", "training step, ms", "/ strided"]
     header += ["/ spectral", "/ floor", "peak memory of a step, MB"]
-    return [
-        f"**ResNet-18, 32 x 32, batch {rows[0]['batch']}, "
-        f"{rows[0]['data_format']}**",
-        markdown(
-            header,
+    steps = {row["contender"]: row["step_ms"]["median"] for row in rows}
+    lines = []
+    for row in rows:
+        step = steps[row["contender"]]
+        lines.append(
             [
-                [
-                    row["contender"],
-                    _number(row["forward_ms"]["median"]),
-                    _number(times[row["contender"]]),
-                    *(
-                        f"{times[row['contender']] / times[under]:.2f}"
-                        for under in ("strided", "spectral", FLOOR)
-                    ),
-                    _number(row.get("step_mb")),
-                ]
-                for row in rows
-            ],
-        ),
-    ]
+                row["contender"],
+                _number(row["forward_ms"]["median"]),
+                _number(step),
+                f"{step / steps['strided']:.2f}",
+                f"{step / steps['spectral']:.2f}",
+                f"{step / steps[FLOOR]:.2f}",
+                _number(row.get("step_mb")),
+            ]
+        )
+    title = f"batch {rows[0]['batch']}, {rows[0]['data_format']}"
+    return [f"**ResNet-18, 32 x 32, {title}**", markdown(header, lines)]
 
 
 def _number(value: float | None) -> str:
@@ -219,11 +154,46 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _grouped(rows: Iterable[dict], key: Callable[[dict], Any]) -> dict:
-    groups: dict[Any, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
+def backward_ms(row: dict[str, Any]) -> float:
+    """Returns the time of a layer, forward and backward."""
+    return row["backward_ms"]["median"]
+
+
+def nanoseconds(row: dict[str, Any]) -> float:
+    """Returns the time of a layer, forward and backward, per input value."""
+    values = row["batch"] * row["size"] ** 2 * row["channels"]
+    return 1e6 * backward_ms(row) / values
+
+
+def plot(results: dict[str, Any], picture: str) -> None:
+    """Draws how the cost of a layer grows with size and with channels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    data_format = results["layer"][0]["data_format"]
+    rows = [
+        row
+        for row in results["layer"]
+        if row["stride"] == 2 and row["data_format"] == data_format
+    ]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    _curves(left, [row for row in rows if row["channels"] == 64], "size")
+    left.set(xlabel="height and width of the map (64 channels)")
+    _curves(right, [row for row in rows if row["size"] == 32], "channels")
+    right.set(xlabel="channels (maps of 32 x 32)")
+    right.legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9
+    )
+    environment = results["environment"]
+    figure.suptitle(
+        f"Cost of a layer at stride 2: {environment['backend']} "
+        f"{environment['version']}, {environment['device']}, {data_format}",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
 
 
 def _curves(axes: Any, rows: list[dict], key: str) -> None:

@@ -1,9 +1,8 @@
 """Calls that are timed: of a layer on each backend, and steps of a network."""
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,57 +17,52 @@ from diffstride.static import Retracer
 
 
 class LayerCall:
-    """A new layer on one input; each call waits for the result.
+    """A new layer on one input, forward, or its gradients, forward + backward.
 
-    Args:
-        contender: the layer.
-        x: its input.
-        backward: whether to compute gradients, of the input and the trainable
-            variables, instead of the output.
+    Each call waits for the result, and returns the seconds it took.
     """
 
     def __init__(self, contender: Contender, x: Any, backward: bool):
         layer = contender.make()
         layer.build(x.shape)
         make = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
-        self.low_rank_size = contender.low_rank_size
-        self.compile = functools.partial(
-            make[BACKEND], layer, backward, contender.jit
-        )
-        self.held = [layer] if contender.static else []
-        self.retracer = Retracer(self.held, self.compile)
-        self.values = [
+        self._low_rank_size = contender.low_rank_size
+        self._compute = make[BACKEND](layer, backward, contender.jit)
+        self._held = [layer] if contender.static else []
+        self._retracer = Retracer(self._held, lambda: self._compute)
+        self._values = [
             [v.value for v in layer.trainable_variables],
             [v.value for v in layer.non_trainable_variables],
             x,
         ]
 
-    def __call__(self) -> None:
+    def __call__(self) -> float:
         """Computes."""
-        _wait(self._run(self.retracer))
+        begin = time.perf_counter()
+        _wait(self._run(self._retracer))
+        return time.perf_counter() - begin
 
     def allotted(self) -> int:
         """Returns the bytes of temporary values and outputs, on JAX."""
 
         def analyse(*values: Any) -> int:
-            found = self.compile().lower(*values).compile().memory_analysis()
+            found = self._compute.lower(*values).compile().memory_analysis()
             return found.temp_size_in_bytes + found.output_size_in_bytes
 
-        return self._run(Retracer(self.held, lambda: analyse))
+        return self._run(Retracer(self._held, lambda: analyse))
 
     def _run(self, retracer: Retracer) -> Any:
-        strides = [ops.convert_to_numpy(x.stride_weights) for x in self.held]
-        with _low_rank_from(self.low_rank_size):
-            return retracer(strides, *self.values)
+        strides = [ops.convert_to_numpy(x.stride_weights) for x in self._held]
+        usual = resampling.LOW_RANK_SIZE
+        resampling.LOW_RANK_SIZE = self._low_rank_size
+        try:
+            return retracer(strides, *self._values)
+        finally:
+            resampling.LOW_RANK_SIZE = usual
 
 
 def network(pooling: Any, data_format: str) -> keras.Model:
-    """Builds and compiles a ResNet-18 for images of 32 x 32.
-
-    Args:
-        pooling: the pooling class.
-        data_format: `"channels_last"` or `"channels_first"`.
-    """
+    """Builds and compiles a ResNet-18 for images of 32 x 32."""
     first = data_format == "channels_first"
     model = resnet18(pooling_cls=pooling, channels_first=first)
     model.build((None, 3, 32, 32) if first else (None, 32, 32, 3))
@@ -84,57 +78,46 @@ def network(pooling: Any, data_format: str) -> keras.Model:
 
 def network_calls(
     model: keras.Model, x: np.ndarray, y: np.ndarray, burst: int = 1
-) -> dict[str, Callable]:
-    """Returns functions that run a network forward, and train it.
+) -> dict[str, Callable[[], float]]:
+    """Returns functions that run a network `"forward"`, and train a `"step"`.
 
-    Args:
-        model: the network.
-        x: images of `burst` batches.
-        y: their labels.
-        burst: number of steps in a call. With more than one, time passes
-            without waiting for each, as in real training.
-
-    Returns:
-        `"forward"` and `"step"`, which return the seconds they took.
+    They return the seconds they took for all of `x`, which is `burst` batches.
+    With more than one, nothing waits for each step, as in real training.
     """
     if burst == 1:
-        calls = {
-            "forward": (_timed, model.predict_on_batch, x),
-            "step": (_timed, model.train_on_batch, x, y),
-        }
-        return {key: functools.partial(*call) for key, call in calls.items()}
-    settings = {"batch_size": len(x) // burst, "verbose": 0}
-    fit = functools.partial(model.fit, x, y, shuffle=False, **settings)
-    predict = functools.partial(model.predict, x, **settings)
-    return {
-        "forward": functools.partial(_clocked, predict),
-        "step": functools.partial(_clocked, fit),
-    }
-
-
-class _Clock(keras.callbacks.Callback):
-    """Times what Keras does between its first step and its last one."""
-
-    def _start(self, logs: dict | None = None) -> None:
-        self._begin = time.perf_counter()
-
-    def _stop(self, logs: dict | None = None) -> None:
-        self.seconds = time.perf_counter() - self._begin
-
-    on_train_begin = on_predict_begin = _start
-    on_train_end = on_predict_end = _stop
-
-
-def _clocked(method: Callable) -> float:
-    clock = _Clock()
-    method(callbacks=[clock])
-    return clock.seconds
+        forward = functools.partial(_timed, model.predict_on_batch, x)
+        step = functools.partial(_timed, model.train_on_batch, x, y)
+    else:
+        settings = {"batch_size": len(x) // burst, "verbose": 0}
+        forward = functools.partial(_clocked, model.predict, x, **settings)
+        step = functools.partial(
+            _clocked, model.fit, x, y, shuffle=False, **settings
+        )
+    return {"forward": forward, "step": step}
 
 
 def _timed(method: Callable, *args: Any) -> float:
     begin = time.perf_counter()
     method(*args)
     return time.perf_counter() - begin
+
+
+def _clocked(method: Callable, *args: Any, **settings: Any) -> float:
+    clock = _Clock()
+    method(*args, callbacks=[clock], **settings)
+    return clock.seconds
+
+
+class _Clock(keras.callbacks.Callback):
+    """Times what Keras does between its first step and its last one."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.seconds = time.perf_counter() - self._begin
+
+    on_predict_begin, on_predict_end = on_train_begin, on_train_end
 
 
 def _tensorflow(layer: Any, backward: bool, jit: bool) -> Callable:
@@ -190,16 +173,6 @@ def _wait(results: Any) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def _low_rank_from(size: int) -> Iterator[None]:
-    kept = resampling.LOW_RANK_SIZE
-    resampling.LOW_RANK_SIZE = size
-    try:
-        yield
-    finally:
-        resampling.LOW_RANK_SIZE = kept
 
 
 def _loss(y: Any) -> Any:

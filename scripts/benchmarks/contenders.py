@@ -13,12 +13,7 @@ from fft_form import FFTForm
 from timing import BACKEND, on_gpu
 
 from diffstride import DiffStride, FixedSpectralPooling, resampling
-
-RAMPS = {
-    "outer": "outer",
-    "inner": "inner",
-    "straight-through": "straight_through",
-}
+from diffstride.masks import RAMPS
 
 
 class Case(NamedTuple):
@@ -40,86 +35,60 @@ class Case(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A layer, and how it is compiled.
-
-    Attributes:
-        make: makes the layer.
-        static: whether its sizes are held while it is compiled.
-        jit: whether XLA compiles it. JAX always does, torch never.
-        low_rank_size: the size from which on the imaginary part of a matrix is
-            taken as two factors.
-    """
+    """A layer, and how it is compiled."""
 
     make: Callable[[], keras.layers.Layer]
+    # Whether its sizes are held while it is compiled.
     static: bool = False
+    # Whether XLA compiles it. JAX always does, torch never.
     jit: bool = False
+    # From which size on the imaginary part of a matrix is taken as two factors.
     low_rank_size: int = resampling.LOW_RANK_SIZE
-
-
-class Slice(keras.layers.Layer):
-    """The least that a pooling to the sizes of a DiffStride layer can cost."""
-
-    commutes_with_pointwise = True
-
-    def __init__(self, strides: Any, data_format: str | None = None, **kwargs):
-        super().__init__(**kwargs)
-        self.model = DiffStride(strides, data_format=data_format, frozen=True)
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the upper left corner."""
-        shape = self.model.compute_output_shape(inputs.shape)
-        height, width = (shape[axis] for axis in self.model.spatial_axes)
-        if self.model.data_format == "channels_last":
-            return inputs[:, :height, :width, :]
-        return inputs[:, :, :height, :width]
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the shape of the corner."""
-        return self.model.compute_output_shape(input_shape)
 
 
 def layer_contenders(case: Case) -> dict[str, Contender]:
     """Lists the layers that are compared on one input.
 
-    Args:
-        case: the input.
-
-    Returns:
-        Contenders by name. The last two differ in nothing but the form of the
-        imaginary part, of which the layer chooses one.
+    The last two differ in nothing but the form of the imaginary part, of which
+    the layer chooses one.
     """
-    kwargs = {"data_format": case.data_format}
+
+    def layer(cls: Callable, *args: Any, **kwargs: Any) -> Callable:
+        return functools.partial(
+            cls, *args, data_format=case.data_format, **kwargs
+        )
+
     contenders = {
-        "FFT form": Contender(lambda: FFTForm(case.stride, **kwargs)),
+        "FFT form": Contender(layer(FFTForm, case.stride)),
         "FixedSpectralPooling": Contender(
-            lambda: FixedSpectralPooling(case.stride, **kwargs)
+            layer(FixedSpectralPooling, case.stride)
         ),
     }
-    if case.stride.is_integer() and has_convolutions(case.data_format):
+    if has_convolutions(case.data_format):
         stride = int(case.stride)
         contenders["strided convolution"] = Contender(
-            lambda: keras.layers.Conv2D(
-                case.channels, 3, stride, "same", use_bias=False, **kwargs
+            layer(
+                keras.layers.Conv2D,
+                *(case.channels, 3, stride, "same"),
+                use_bias=False,
             )
         )
         contenders["average pooling"] = Contender(
-            lambda: keras.layers.AveragePooling2D(
-                stride, padding="same", **kwargs
-            )
+            layer(keras.layers.AveragePooling2D, stride, padding="same")
         )
-    for name, ramp in RAMPS.items():
-        make = functools.partial(DiffStride, case.stride, ramp=ramp, **kwargs)
+    for ramp in RAMPS:
+        name = ramp.replace("_", "-")
+        make = layer(DiffStride, case.stride, ramp=ramp)
         if BACKEND != "jax":
             contenders[f"{name}, dynamic"] = Contender(make)
         if BACKEND != "torch":
             contenders[f"{name}, static"] = Contender(make, static=True)
         if BACKEND == "tensorflow" and ramp == "outer":
             contenders[f"{name}, static, XLA"] = Contender(make, True, True)
-    make = functools.partial(DiffStride, case.stride, **kwargs)
-    static = BACKEND != "torch"
-    for name, threshold in (("whole", 10**9), ("low rank", 0)):
+    make = layer(DiffStride, case.stride)
+    for name, size in (("whole", 10**9), ("low rank", 0)):
         contenders[f"outer, imaginary part {name}"] = Contender(
-            make, static, low_rank_size=threshold
+            make, static=BACKEND != "torch", low_rank_size=size
         )
     return contenders
 
@@ -131,12 +100,24 @@ def network_contenders() -> dict[str, Any]:
         "spectral": FixedSpectralPooling,
         "outer": DiffStride,
         "outer, strides fixed": functools.partial(DiffStride, trainable=False),
-        "outer's floor: slices": Slice,
+        "outer's floor: slices": functools.partial(Slice, frozen=True),
         "inner": functools.partial(DiffStride, ramp="inner"),
         "straight-through": functools.partial(
             DiffStride, ramp="straight_through"
         ),
     }
+
+
+class Slice(DiffStride):
+    """The least that pooling to the sizes of a frozen DiffStride can cost."""
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the upper left corner."""
+        shape = self.compute_output_shape(inputs.shape)
+        height, width = (shape[axis] for axis in self.spatial_axes)
+        if self.data_format == "channels_last":
+            return inputs[:, :height, :width, :]
+        return inputs[:, :, :height, :width]
 
 
 def has_convolutions(data_format: str) -> bool:

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-r"""Learned strides on a task whose right strides are known.
+"""Learned strides on a task whose right strides are known.
 
-    python scripts/benchmarks/known_answer.py \
-        --output=results/known_answer.jsonl
+    python scripts/benchmarks/known_answer.py --output=exp/known_answer.jsonl
 
 Images of 32 x 32 hold waves that run down the height, of 1 to 8 cycles and of
 random phase. The task is to detect which are present; nothing depends on the
@@ -62,35 +61,33 @@ def main(argv: list[str]) -> int:
             "seed": seed,
         }
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
-        if name in done:
-            if done[name] != arguments.epochs:
-                raise UserError(
-                    f"{output} holds {name} with {done[name]} epochs, not "
-                    f"{arguments.epochs}; choose another --output or --epochs"
-                )
-            continue
-        record = run(name, settings, arguments.epochs)
-        records.append(record)
-        lines = [json.dumps(each) + "\n" for each in records]
-        replace_text(output, "".join(lines))
-        (state,) = record["summary"]["pooling"]
-        ends = " x ".join(f"{stride:.2f}" for stride in state["strides"])
-        accuracy = 100 * record["summary"]["test_accuracy"]
-        print(f"{name}: {ends}, {accuracy:.1f} %", flush=True)
+        if name not in done:
+            records.append(run(name, settings, arguments.epochs))
+            lines = [json.dumps(each) + "\n" for each in records]
+            replace_text(output, "".join(lines))
+            _print_end(records[-1])
+        elif done[name] != arguments.epochs:
+            raise UserError(
+                f"{output} holds {name} with {done[name]} epochs, not "
+                f"{arguments.epochs}; choose another --output or --epochs"
+            )
     return 0
 
 
+def _print_end(record: dict[str, Any]) -> None:
+    (layer,) = record["summary"]["pooling"]
+    ends = " x ".join(f"{stride:.2f}" for stride in layer["strides"])
+    accuracy = 100 * record["summary"]["test_accuracy"]
+    print(f"{record['name']}: {ends}, {accuracy:.1f} %", flush=True)
+
+
 def expected_strides(ramp: str) -> list[tuple[float, float]]:
-    """Where strides should end, in height and in width.
+    """Between which strides each axis should end.
 
-    Args:
-        ramp: one of `masks.RAMPS`.
-
-    Returns:
-        For the height, the stride from which on the mask takes from the highest
-        wave, and the one at which nothing is left of it (with the outer ramp:
-        of its positive frequency, as that mask reaches one bin further on the
-        other side). For the width twice the limit: there is nothing to lose.
+    The height: from where the mask takes from the highest wave, to where
+    nothing is left of it (with the outer ramp: of its positive frequency, as
+    that mask reaches one bin further on the other side). The width: at the
+    limit, as there is nothing to lose.
     """
     half = SIZE / 2
     if ramp == "outer":  # The ramp of frequency k is from T = k - R to k.
@@ -104,16 +101,7 @@ def expected_strides(ramp: str) -> list[tuple[float, float]]:
 
 
 def images(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws images and labels.
-
-    Args:
-        number: how many.
-        seed: what to draw them from.
-
-    Returns:
-        Images (number, 32, 32, 1), and labels (number, 8) of zeros and ones:
-        whether the wave of 1, .. 8 cycles is there.
-    """
+    """Draws images (number, 32, 32, 1), and labels: which waves they hold."""
     random = np.random.default_rng(seed)
     labels = random.integers(2, size=(number, WAVES)).astype("float32")
     phases = random.uniform(0, 2 * np.pi, size=(number, WAVES, 1))
@@ -125,28 +113,19 @@ def images(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(ramp: str, start: float) -> keras.Model:
-    """Builds a network with one DiffStride layer before everything else.
-
-    Args:
-        ramp: one of `masks.RAMPS`.
-        start: initial stride of both axes.
-
-    Returns:
-        A model that gives a logit for each wave.
-    """
+    """Builds a network that pools first; it gives a logit for each wave."""
     layers = keras.layers
-    pooling = DiffStride(
-        start,
-        SMOOTHNESS,
-        upper_limit_stride=UPPER_LIMIT,
-        norm="ortho",
-        ramp=ramp,
-        name="pooling",
-    )
     return keras.Sequential(
         [
             layers.Input((SIZE, SIZE, 1)),
-            pooling,
+            DiffStride(
+                start,
+                SMOOTHNESS,
+                upper_limit_stride=UPPER_LIMIT,
+                norm="ortho",
+                ramp=ramp,
+                name="pooling",
+            ),
             layers.GaussianNoise(1.0),
             layers.Lambda(lambda x: keras.ops.mean(x, axis=2)),
             layers.Conv1D(64, 9, padding="same", activation="relu"),
@@ -158,16 +137,7 @@ def network(ramp: str, start: float) -> keras.Model:
 
 
 def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """Trains one network.
-
-    Args:
-        name: of the run.
-        settings: method, strides, lambda, seed.
-        epochs: of 100 steps each.
-
-    Returns:
-        A record as of `diffstride.runs`.
-    """
+    """Trains one network; returns a record, as of `diffstride.runs`."""
     seed = settings["seed"]
     keras.utils.set_random_seed(seed)
     model = network(settings["method"], float(settings["strides"]))
@@ -181,20 +151,23 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def note(epoch: int, logs: dict[str, float]) -> None:
-        values = scalars(model, profile(model))
-        step = 100 * (epoch + 1)
-        rows.append({"epoch": epoch + 1, "step": step, **logs, **values})
+        place = {"epoch": epoch + 1, "step": 100 * (epoch + 1)}
+        rows.append({**place, **logs, **scalars(model, profile(model))})
 
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=note)
     train, test = images(6400, seed=2 * seed), images(2000, seed=2 * seed + 1)
     begin = time.perf_counter()
     model.fit(
-        *train, batch_size=64, epochs=epochs, verbose=0, callbacks=[callback]
+        *train,
+        batch_size=64,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=note)],
     )
     seconds = time.perf_counter() - begin
     loss, accuracy = model.evaluate(*test, verbose=0)
     calls = profile(model)
-    expected = {"expected": expected_strides(settings["method"])}
+    (state,) = pooling_states(calls)
+    expected = expected_strides(settings["method"])
     summary = {
         "test_accuracy": accuracy,
         "test_loss": loss,
@@ -204,9 +177,7 @@ def run(name: str, settings: dict[str, Any], epochs: int) -> dict[str, Any]:
         "cost": cost_of_calls(model, calls).totals(),
         "seed": seed,
         "environment": environment(),
-        "pooling": [
-            {**state._asdict(), **expected} for state in pooling_states(calls)
-        ],
+        "pooling": [{**state._asdict(), "expected": expected}],
     }
     return {
         "name": name,

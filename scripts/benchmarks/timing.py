@@ -10,7 +10,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import keras
 
@@ -21,44 +20,34 @@ _MEBIBYTE = 2**20
 
 
 def interleave(
-    runs: dict[str, Callable], seconds: float = 0.0, rounds: int = 5
+    runs: dict[str, Callable[[], float]], seconds: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    """Times functions in turn.
+    """Calls functions in turn, at least five times and for some seconds.
 
-    Args:
-        runs: functions without arguments that return once all is computed;
-            either nothing, or how many seconds they took by their own clock.
-        seconds: how long to go on.
-        rounds: how many rounds to make at least.
-
-    Returns:
-        For each name the median, and the quartiles, in milliseconds.
+    They return the seconds they took. For each name this gives the median and
+    the quartiles in milliseconds.
     """
     for run in runs.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
-    done = 0
-    while done < rounds or time.perf_counter() < end:
+    rounds = 0
+    while rounds < 5 or time.perf_counter() < end:
         for name, run in runs.items():
-            begin = time.perf_counter()
-            own = run()
-            taken = time.perf_counter() - begin if own is None else own
-            times[name].append(1e3 * taken)
-        done += 1
-    return {name: _quartiles(values) for name, values in times.items()}
+            times[name].append(1e3 * run())
+        rounds += 1
+    found = {}
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        found[name] = {"median": median, "low": low, "high": high}
+    return found
 
 
 def peak_memory(run: Callable) -> float | None:
-    """Measures the most memory that a call holds beyond what was held before.
+    """Most memory in MB that a call adds, or `None` where nothing tells.
 
-    Args:
-        run: a function without arguments. On JAX its method `allotted`, if it
-            has one, gives the bytes without a call.
-
-    Returns:
-        Memory in MB, or `None` where nothing tells.
+    On JAX the method `allotted` of a run, if it has one, tells without a call.
     """
     if BACKEND == "jax" and hasattr(run, "allotted"):
         return round(run.allotted() / _MEBIBYTE, 2)
@@ -117,8 +106,3 @@ def _status(name: str) -> int:
     """Returns a memory figure of this process, in bytes."""
     text = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", text).group(1))
-
-
-def _quartiles(values: list[Any]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "low": low, "high": high}
