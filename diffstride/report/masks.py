@@ -6,18 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from diffstride.report.study import run_label, short_names
-from diffstride.report.style import SERIES, START, headline
+from diffstride.report.style import SERIES, START, headline, panels
 
 
 class _Mask(NamedTuple):
-    """A mask along one axis.
-
-    Attributes:
-        frequencies: in cycles per pixel.
-        weights: at these.
-        stride: of the variable.
-        used: stride in force.
-    """
+    """Weights at frequencies in cycles per pixel; the stride, and in force."""
 
     frequencies: np.ndarray
     weights: np.ndarray
@@ -32,106 +25,83 @@ class _Mask(NamedTuple):
 
 def masks(run: Any) -> plt.Figure | str:
     """Masks of one run along the width, at the start and at the end."""
-    if run is None:
-        return "no run has learned strides"
-    if any(
-        layer.get(name) is None
-        for layer in run.learned
-        for name in ("ramp", "smoothness_factor")
-    ):
+    if not all(map(_is_soft, run.learned)):
         return f"the summary of {run['name']} lacks ramp and smoothness"
     names = short_names([layer["name"] for layer in run.layers])
     starts = sizes_of_inputs(run.layers, "initial")
-    panels = [
+    found = [
         (name, _mask(layer, "initial", sizes), _mask(layer, "strides"))
         for name, layer, sizes in zip(names, run.layers, starts, strict=True)
         if layer["learned"]
     ]
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
-        *(rows, columns),
-        figsize=(max(2.75 * columns, 6.5), 3 * rows + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw(axes, *panel)
+    columns = min(len(found), 4)
+    width = max(2.75, 6.5 / columns)
+    figure, grid = panels(len(found), columns, width, 3, sharey=True)
+    for axes, (name, start, end) in zip(grid, found, strict=True):
+        _draw(axes, start, "start", START, "s--", ms=6.5, fillstyle="none")
+        _draw(axes, end, "end", SERIES[0][0], "o-", ms=4)
+        axes.set_title(name, fontweight="bold", y=1.0, pad=36)
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            fontsize=9,
+            labelspacing=0.2,
+            handlelength=1.8,
+        )
+        axes.set(xlim=(-0.015, 0.515), ylim=(-0.03, 1.08))
+        axes.set_xticks([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("cycles per pixel of the layer's input", fontsize=10)
     figure.supylabel("weight in the mask", fontsize=10)
-    headline(figure, f"{_what_changed(panels)} (width; {run_label(run)})")
+    headline(figure, f"{_what_changed(found)} (width; {run_label(run)})")
     return figure
 
 
 def sizes_of_inputs(
     layers: list[dict[str, Any]], strides: str
 ) -> list[tuple[int, ...]]:
-    """Sizes of the maps that the pooling layers of a run receive.
+    """Sizes of the maps that pooling layers receive, at a set of strides.
 
-    Args:
-        layers: pooling layers of the run.
-        strides: `"strides"`, at the end, or `"initial"`, as far as it can be
-            told: where a layer's input is as large as the output of the one
-            before, it is taken to have been so from the start.
-
-    Returns:
-        Sizes, layer by layer.
+    At the `"initial"` strides as far as it can be told: where a layer's input
+    is as large as the output of the one before, it is taken to have been so
+    from the start.
     """
+    ends = [tuple(layer["input_size"]) for layer in layers]
     if strides == "strides":
-        return [tuple(layer["input_size"]) for layer in layers]
-    sizes: list[tuple[int, ...]] = []
-    for before, layer in zip([None, *layers], layers, strict=False):
-        size = tuple(layer["input_size"])
-        if before and tuple(before["output_size"]) == size and _is_soft(before):
-            values = _values(before, "initial")
-            size = tuple(_low_pass(before).output_sizes(sizes[-1], values))
+        return ends
+    sizes = ends[:1]
+    for before, size in zip(layers, ends[1:], strict=False):
+        if tuple(before["output_size"]) == size and _is_soft(before):
+            low_pass, values = _low_pass(before, "initial")
+            size = tuple(low_pass.output_sizes(sizes[-1], values))
         sizes.append(size)
     return sizes
 
 
-def _draw(axes: plt.Axes, name: str, start: _Mask, end: _Mask) -> None:
-    color = SERIES[0][0]
-    for mask, what, ink, style, size in (
-        (start, "start", START, "s--", 6.5),
-        (end, "end", color, "o-", 4),
-    ):
-        axes.plot(
-            *(mask.frequencies, mask.weights, style),
-            color=ink,
-            lw=1.3,
-            ms=size,
-            fillstyle="full" if mask is end else "none",
-            label=f"{what}: {mask}",
-        )
-        axes.plot([0.5 / mask.used] * 2, [0, 1.08], ":", color=ink, lw=1.4)
-    axes.set_title(name, fontweight="bold", y=1.0, pad=36)
-    axes.legend(
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        frameon=False,
-        fontsize=9,
-        labelspacing=0.2,
-        handlelength=1.8,
+def _draw(
+    axes: plt.Axes, mask: _Mask, what: str, color: str, line: str, **style: Any
+) -> None:
+    axes.plot(
+        *(mask.frequencies, mask.weights, line),
+        color=color,
+        lw=1.3,
+        label=f"{what}: {mask}",
+        **style,
     )
-    axes.set(xlim=(-0.015, 0.515), ylim=(-0.03, 1.08))
-    axes.set_xticks([0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    axes.tick_params(labelbottom=True)
+    axes.plot([0.5 / mask.used] * 2, [0, 1.08], ":", color=color, lw=1.4)
 
 
-def _what_changed(panels: list[tuple[str, _Mask, _Mask]]) -> str:
+def _what_changed(found: list[tuple[str, _Mask, _Mask]]) -> str:
     changes = [
-        round(end.used, 2) - round(start.used, 2) for _, start, end in panels
+        round(end.used, 2) - round(start.used, 2) for _, start, end in found
     ]
-    counts = (
-        ("widened {}", sum(change < 0 for change in changes)),
-        ("narrowed {}", sum(change > 0 for change in changes)),
-        ("left {} alone", sum(change == 0 for change in changes)),
-    )
-    words = [text.format(number) for text, number in counts if number]
-    bands = f"{len(panels)} pass band{'s' if len(panels) > 1 else ''}"
+    counts = {
+        "widened {}": sum(change < 0 for change in changes),
+        "narrowed {}": sum(change > 0 for change in changes),
+        "left {} alone": sum(change == 0 for change in changes),
+    }
+    words = [text.format(number) for text, number in counts.items() if number]
+    bands = f"{len(found)} pass band{'s' if len(found) > 1 else ''}"
     return f"Of {bands} training {', '.join(words)}"
 
 
@@ -140,16 +110,13 @@ def _is_soft(layer: dict[str, Any]) -> bool:
     return None not in (layer.get("ramp"), layer.get("smoothness_factor"))
 
 
-def _low_pass(layer: dict[str, Any]) -> Any:
+def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
+    """The filter of a layer, and what its stride variable held."""
     from diffstride.masks import LowPass  # Imports keras, which takes seconds.
 
-    return LowPass(layer["smoothness_factor"], layer["ramp"])
-
-
-def _values(layer: dict[str, Any], strides: str) -> np.ndarray:
-    """What the stride variable held."""
     values = np.asarray(layer[strides], "float32")
-    return values[:1] if layer.get("shared_stride") else values
+    values = values[:1] if layer.get("shared_stride") else values
+    return LowPass(layer["smoothness_factor"], layer["ramp"]), values
 
 
 def _mask(
@@ -157,8 +124,7 @@ def _mask(
 ) -> _Mask:
     """The mask along the last axis, on maps of the size at the end or given."""
     sizes = tuple(sizes or layer["input_size"])
-    values = _values(layer, strides)
-    low_pass = _low_pass(layer)
+    low_pass, values = _low_pass(layer, strides)
     used = low_pass.used(sizes, values)
     band = low_pass.bands(sizes, values)[-1]
     frequencies = np.arange(sizes[-1] // 2 + 1) / sizes[-1]

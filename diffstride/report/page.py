@@ -1,21 +1,14 @@
 """The Markdown of a report."""
 
 import pathlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from diffstride.errors import UserError
 from diffstride.files import make_folder
 from diffstride.report import tables
-from diffstride.report.study import (
-    LAMBDA,
-    STRIDES,
-    Study,
-    axis_label,
-    shown,
-    study,
-)
-from diffstride.settings import bindings
+from diffstride.report.study import Study, axis_label, shown, study
+from diffstride.settings import LAMBDA, STRIDES, bindings
 
 _PACKAGES = {
     "python": "Python",
@@ -32,83 +25,49 @@ def write(
     title: str = "Runs compared",
     trajectory: str | None = None,
 ) -> pathlib.Path:
-    """Writes a report.
-
-    Args:
-        records: as of `diffstride.runs.read_runs`.
-        folder: where to; it is made.
-        title: heading of the report.
-        trajectory: name of the run that is shown by itself, see `study.shown`.
-
-    Returns:
-        Path of the Markdown.
-
-    Raises:
-        UserError: if there is nothing to report, or no run of that name.
-    """
+    """Writes a report of records of `runs.read_runs`, and returns its path."""
     from diffstride.report import figures
 
     runs = study(records)
-    _check(runs)
     chosen = shown(runs, trajectory)
     make_folder(folder, "--output")
     parts = [*head(runs, title), "## Figures"]
-    for figure in figures.draw_all(runs, chosen, folder):
-        parts.append(f"### {figure.heading}")
-        if figure.file:
-            parts.append(f"![{figure.heading}]({figure.file})")
-        parts.append(figure.caption)
-    parts += _not_ended(runs)
+    parts += figures.draw_all(runs, chosen, folder)
+    if runs.failed:
+        parts += ["## Runs that failed", tables.failed_table(runs.failed)]
+    if runs.unfinished:
+        names = ", ".join(record["name"] for record in runs.unfinished)
+        parts += ["## Runs that did not end", f"{names}."]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
 
 
 def head(runs: Study, title: str) -> list[str]:
-    """Writes what comes before the figures.
-
-    Args:
-        runs: the runs.
-        title: heading of the report.
-
-    Returns:
-        Paragraphs of Markdown: on the runs, and all tables.
-    """
+    """Paragraphs before the figures: on the runs, and all tables."""
     return [f"# {title}", *_overview(runs), *_tables(runs)]
-
-
-def _check(runs: Study) -> None:
-    if not runs.records:
-        raise UserError("RUNS hold no runs; train some, or name other folders")
-    if len(runs.runs):
-        return
-    example = (runs.failed or runs.unfinished)[0]
-    error = str(example.get("error") or "").strip().splitlines()
-    raise UserError(
-        f"RUNS hold no run that ended well: {len(runs.failed)} failed, "
-        f"{len(runs.unfinished)} did not end. The first is {example['name']}"
-        + (f": {error[0]}" if error else "")
-    )
 
 
 def _overview(runs: Study) -> list[str]:
     """How many runs, on what, and what they have in common."""
-    counts = [f"{len(runs.runs)} ended well"]
-    counts += [f"{len(runs.failed)} failed"] if runs.failed else []
-    counts += [f"{len(runs.unfinished)} did not end"] if runs.unfinished else []
-    ended = [record for record in runs.records if record.get("summary")]
-    seconds = sum(record["summary"].get("seconds", 0) for record in ended)
+    kinds = {
+        "ended well": runs.ended,
+        "failed": runs.failed,
+        "did not end": runs.unfinished,
+    }
+    counts = [f"{len(each)} {kind}" for kind, each in kinds.items() if each]
+    seconds = sum(record["summary"].get("seconds", 0) for record in runs.ended)
     parts = [
-        f"{_count(len(runs.records), 'run')}: {', '.join(counts)}; "
-        f"{seconds:,.0f} s of training in all. {_machines(ended)}"
+        f"{_count(sum(map(len, kinds.values())))}: {', '.join(counts)}; "
+        f"{seconds:,.0f} s of training in all. {_machines(runs.ended)}"
     ]
     if common := _common(runs):
         parts.append(f"Common to all: {common}.")
-    jobs = sorted({record.get("jobs") or 1 for record in ended})
-    if jobs[-1] > 1:
+    jobs = max(record.get("jobs") or 1 for record in runs.ended)
+    if jobs > 1:
         parts.append(
-            f"Up to {jobs[-1]} runs shared the machine at a time: durations "
-            "are no benchmark."
+            f"Up to {jobs} runs shared the machine at a time: durations are no "
+            "benchmark."
         )
     if names := tables.repeated_seeds(runs):
         parts.append(
@@ -116,15 +75,12 @@ def _overview(runs: Study) -> list[str]:
             "and are counted like further seeds; if they differ in what is "
             f"not recorded, give them apart: {', '.join(names)}."
         )
-    free = {
-        axis: [m for m in runs.methods if m not in runs.given(axis)]
-        for axis in runs.axes
-        if axis != STRIDES
-    }
-    for axis, methods in free.items():
-        if methods:
+    for axis in runs.others(STRIDES):
+        given = runs.given(axis)
+        free = [method for method in runs.methods if method not in given]
+        if free:
             parts.append(
-                f"{', '.join(methods)} {'was' if len(methods) == 1 else 'were'}"
+                f"{', '.join(free)} {'was' if len(free) == 1 else 'were'}"
                 f" not given {axis_label(axis)}: the same runs stand in each "
                 "of its rows."
             )
@@ -132,42 +88,40 @@ def _overview(runs: Study) -> list[str]:
 
 
 def _machines(records: list[dict[str, Any]]) -> str:
-    texts: dict[str, int] = {}
+    texts: Counter[str] = Counter()
     for record in records:
         environment = record["summary"].get("environment") or {}
-        words = [
+        devices = ", ".join(environment.get("devices") or ["a machine unknown"])
+        versions = [
             f"{name} {environment[key]}"
             for key, name in _PACKAGES.items()
             if key in environment
         ]
-        devices = ", ".join(environment.get("devices") or ["a machine unknown"])
-        text = ", ".join([f"On {devices}", *words])
-        texts[text] = texts.get(text, 0) + 1
+        texts[", ".join([f"On {devices}", *versions])] += 1
     if len(texts) == 1:
         return f"{next(iter(texts))}."
-    return " ".join(
-        f"{text} ({_count(number, 'run')})." for text, number in texts.items()
-    )
+    return " ".join(f"{text} ({_count(n)})." for text, n in texts.items())
 
 
 def _common(runs: Study) -> str:
     """Settings, and bindings beside these, that all runs have."""
     words = []
     for key in runs.settings:
-        if key not in runs.axes:
-            having = runs.runs[key].dropna()
-            word = f"{axis_label(key)} {having.iloc[0]}"
-            if len(having) < len(runs.runs):
-                word += f" ({', '.join(runs.given(key))} only)"
-            words.append(word)
-    ended = [record for record in runs.records if record.get("summary")]
-    configs = {record.get("gin_config") for record in ended}
-    if len(configs) == 1 and None not in configs:
-        words.append(f"config `{configs.pop()}`")
-    meant = bindings(ended[0]["settings"])
-    for binding in ended[0].get("bindings") or []:
+        having = runs.runs[key].dropna()
+        if key in runs.axes or not len(having):
+            continue
+        word = f"{axis_label(key)} {having.iloc[0]}"
+        if len(having) < len(runs.runs):
+            word += f" ({', '.join(runs.given(key))} only)"
+        words.append(word)
+    first = runs.ended[0]
+    config = first.get("gin_config")
+    if config and all(each.get("gin_config") == config for each in runs.ended):
+        words.append(f"config `{config}`")
+    meant = bindings(first["settings"])
+    for binding in first.get("bindings") or []:
         if binding not in meant and all(
-            binding in (record.get("bindings") or []) for record in ended
+            binding in (record.get("bindings") or []) for record in runs.ended
         ):
             words.append(f"`{binding}`")
     return ", ".join(words)
@@ -188,30 +142,20 @@ def _tables(runs: Study) -> list[str]:
         parts += ["## Strides that were expected", expected]
     if frontier := tables.frontier_table(runs):
         parts += ["## What lambda buys", frontier]
-    ablations = [axis for axis in runs.axes if axis not in (LAMBDA, STRIDES)]
-    alone = {axis: tables.ablation_table(runs, axis) for axis in ablations}
-    for axis, table in alone.items():
+    ablations = []
+    for axis in runs.others(STRIDES):
+        table = None if axis == LAMBDA else tables.ablation_table(runs, axis)
         if table:
-            parts += [f"## {axis_label(axis).capitalize()} alone", table]
-    if any(alone.values()):
-        parts.append(
+            ablations += [f"## {axis_label(axis).capitalize()} alone", table]
+    if ablations:
+        ablations.append(
             "In a column all other settings are the same in each row, and the "
             "best is bold; where there are several of them the mean is over "
             "them, and ± is the standard deviation over seeds within a setting "
             "(number of runs). Between columns the other settings may differ."
         )
-    return parts
+    return parts + ablations
 
 
-def _not_ended(runs: Study) -> list[str]:
-    parts = []
-    if runs.failed:
-        parts += ["## Runs that failed", tables.failed_table(runs.failed)]
-    if runs.unfinished:
-        names = ", ".join(record["name"] for record in runs.unfinished)
-        parts += ["## Runs that did not end", f"{names}."]
-    return parts
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: int) -> str:
+    return f"{number} run" + ("" if number == 1 else "s")

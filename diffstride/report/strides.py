@@ -10,7 +10,6 @@ import pandas as pd
 
 from diffstride.report.masks import sizes_of_inputs
 from diffstride.report.study import (
-    STRIDES,
     grouped,
     method_label,
     run_label,
@@ -23,39 +22,28 @@ from diffstride.report.style import (
     headline,
     key,
     log_ticks,
-    method_color,
+    method_colors,
 )
+from diffstride.settings import STRIDES
 
 _AXES = ("height", "width")
-_NO_STRIDES = "no run has learned strides"
-_FILLS = {"height": "full", "width": "none"}
-_FILL_KEY = ("filled: height, open: width", "white", "", "")
-_INITIAL_KEY = ("initial", BAR, "", "-")
+_FILLS = ("full", "none")
+_KEY = [
+    ("initial", BAR, "", "-"),
+    ("filled: height, open: width", "white", "", ""),
+]
 
 
 def trajectories(run: Any) -> plt.Figure | str:
     """Strides of one run, epoch by epoch."""
-    if run is None:
-        return _NO_STRIDES
     if not run.rows:
         return f"there is no metrics.jsonl of {run['name']}"
     figure, axes = plt.subplots(figsize=(9, 5))
     names = short_names([layer["name"] for layer in run.layers])
     for i, layer in enumerate(run.layers):
-        color, marker = SERIES[i % len(SERIES)]
-        curves = _curves(run.rows, layer) if layer["learned"] else {}
-        if len(curves) > 1 and curves["height"] == curves["width"]:
-            curves = {"": curves["height"]}
-        for axis, values in curves.items():
-            axes.plot(
-                *(range(len(values)), values),
-                color=color,
-                marker=marker,
-                markevery=max(len(values) // 10, 1),
-                ls="--" if axis == "width" else "-",
-                fillstyle=_FILLS.get(axis, "full"),
-                clip_on=False,
-                label=f"{names[i]} {axis}".strip() + f", {values[-1]:.2f}",
+        if layer["learned"]:
+            _draw_curves(
+                axes, names[i], _curves(run.rows, layer), SERIES[i % 8]
             )
     lines = sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
     if not lines:
@@ -69,7 +57,6 @@ def trajectories(run: Any) -> plt.Figure | str:
         handles=lines,
         loc="outside right center",
         title="stride at the end",
-        frameon=False,
         handlelength=3,
     )
     headline(figure, f"{_moved_most(run)} ({run_label(run)})")
@@ -77,32 +64,22 @@ def trajectories(run: Any) -> plt.Figure | str:
 
 
 def distribution(runs: pd.DataFrame) -> plt.Figure | str:
-    """Learned strides: by method, layer and initial strides.
-
-    Args:
-        runs: those to show, as in `Shown`.
-
-    Returns:
-        The figure, or why there is none.
-    """
-    if not len(runs):
-        return _NO_STRIDES
-    groups = list(grouped(runs, ["method"]))
+    """Learned strides: by method, layer and initial strides."""
+    strides = _learned(runs)
+    methods = list(grouped(strides, ["method"]))
     figure, grid = plt.subplots(
-        *(len(groups), 1),
-        figsize=(9.5, 2.7 * len(groups) + 1.2),
+        len(methods),
+        figsize=(9.5, 2.7 * len(methods) + 1.2),
         sharey=True,
         squeeze=False,
     )
     positions = _positions(runs)
     starts = list(runs[STRIDES].cat.remove_unused_categories().cat.categories)
-    strides = _learned(runs)
-    for axes, ((method,), _) in zip(grid[:, 0], groups, strict=True):
-        own = strides[strides["method"] == method]
+    for axes, ((method,), own) in zip(grid.flat, methods, strict=True):
         _draw_distribution(axes, own, starts, positions)
         axes.set_title(method_label(method), loc="left", fontweight="bold")
         axes.set_ylabel("stride")
-    for axes in grid[:, 0]:
+    for axes in grid.flat:
         axes.use_sticky_edges = False
         axes.autoscale_view()
         log_ticks(axes, "y")
@@ -110,52 +87,40 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
         (f"from {start}", *SERIES[i % len(SERIES)], "")
         for i, start in enumerate(starts)
     ]
-    entries += [_INITIAL_KEY, _FILL_KEY]
     if strides["low"].notna().any():
-        entries.append(("expected", EXPECTED, "s", ""))
+        entries += [*_KEY, ("expected", EXPECTED, "s", "")]
+    else:
+        entries += _KEY
     key(figure, entries)
     headline(figure, _how_they_moved(strides))
     return figure
 
 
-def cutoffs(methods: list[str], runs: pd.DataFrame) -> plt.Figure | str:
-    """Learned strides as frequencies, by layer.
-
-    Args:
-        methods: of all runs, which decide the colours.
-        runs: those to show, as in `Shown`.
-
-    Returns:
-        The figure, or why there is none.
-    """
-    if not len(runs):
-        return _NO_STRIDES
+def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
+    """Learned strides as frequencies, by layer."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4))
     positions = _positions(runs)
-    groups = list(grouped(runs, ["method"]))
-    entries = []
+    colors = method_colors(runs["method"])
+    methods = list(grouped(runs, ["method"]))
+    width = 0.8 / len(methods)
     last = []
-    for i, ((method,), own) in enumerate(groups):
-        width = 0.8 / len(groups)
-        middle = width * (i - (len(groups) - 1) / 2)
-        color = method_color(method, methods)
-        entries.append((method_label(method), color, "o", ""))
-        for layers in own["layers"]:
-            for j in range(len(_AXES)):
-                ends = frequencies(layers, j, "strides")
-                starts = frequencies(layers, j, "initial")
-                x = np.array([positions[layer["name"]] for layer in layers])
-                last.append(ends[1][-1])
-                for axes, end, start in zip(
-                    (left, right), ends, starts, strict=True
-                ):
-                    _bars(axes, x + middle, start, 0.92 * width)
-                    axes.plot(
-                        *(x + middle + width * (0.44 * j - 0.22), end, "o"),
-                        color=color,
-                        fillstyle=_FILLS[_AXES[j]],
-                        alpha=0.75,
-                    )
+    for i, ((method,), own) in enumerate(methods):
+        middle = width * (i - (len(methods) - 1) / 2)
+        for layers, axis in itertools.product(own["layers"], (0, 1)):
+            x = np.array([positions[layer["name"]] for layer in layers])
+            ends = frequencies(layers, axis, "strides")
+            starts = frequencies(layers, axis, "initial")
+            last.append(ends[1][-1])
+            for axes, end, start in zip(
+                (left, right), ends, starts, strict=True
+            ):
+                _bars(axes, x + middle, start, 0.92 * width)
+                axes.plot(
+                    *(x + middle + width * (0.44 * axis - 0.22), end, "o"),
+                    color=colors[method],
+                    fillstyle=_FILLS[axis],
+                    alpha=0.75,
+                )
     for axes, title, of_what in (
         (left, "each layer by itself", "the layer's input"),
         (right, "the narrowest layer from the image on", "the image"),
@@ -164,7 +129,11 @@ def cutoffs(methods: list[str], runs: pd.DataFrame) -> plt.Figure | str:
         axes.set_ylabel(f"cut-off, cycles per pixel of {of_what}")
         axes.set_title(title)
         log_ticks(axes, "y")
-    key(figure, [*entries, _INITIAL_KEY, _FILL_KEY])
+    entries = [
+        (method_label(method), colors[method], "o", "")
+        for (method,), _ in methods
+    ]
+    key(figure, [*entries, *_KEY])
     headline(
         figure,
         "What passes all layers ends between "
@@ -176,16 +145,10 @@ def cutoffs(methods: list[str], runs: pd.DataFrame) -> plt.Figure | str:
 def frequencies(
     layers: list[dict[str, Any]], axis: int, strides: str
 ) -> tuple[list[float], list[float]]:
-    """Cut-offs of each layer.
+    """Cut-offs of each layer, per pixel of its input and of the image.
 
-    Args:
-        layers: pooling layers of a run.
-        axis: 0 for the height, 1 for the width.
-        strides: `"strides"`, at the end, or `"initial"`.
-
-    Returns:
-        In cycles per pixel of the layer's input, and of the image: there the
-        narrowest layer so far counts.
+    Of the image the narrowest layer so far counts. `strides` are the
+    `"initial"` ones, or the `"strides"` at the end.
     """
     sizes = [size[axis] for size in sizes_of_inputs(layers, strides)]
     # A map shows the whole image: cycles over it are cycles over the image.
@@ -213,6 +176,27 @@ def _curves(
     }
 
 
+def _draw_curves(
+    axes: plt.Axes,
+    name: str,
+    curves: dict[str, list[float]],
+    look: tuple[str, str],
+) -> None:
+    if len(curves) > 1 and curves["height"] == curves["width"]:
+        curves = {"": curves["height"]}
+    for axis, values in curves.items():
+        axes.plot(
+            *(range(len(values)), values),
+            color=look[0],
+            marker=look[1],
+            markevery=max(len(values) // 10, 1),
+            ls="--" if axis == "width" else "-",
+            fillstyle=_FILLS[axis == "width"],
+            clip_on=False,
+            label=f"{name} {axis}".strip() + f", {values[-1]:.2f}",
+        )
+
+
 def _moved_most(run: Any) -> str:
     names = short_names([layer["name"] for layer in run.layers])
     _, name, start, end = max(
@@ -228,6 +212,7 @@ def _moved_most(run: Any) -> str:
 
 def _learned(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each learned stride of each run."""
+    unknown = [(math.nan, math.nan)] * len(_AXES)
     return pd.DataFrame(
         [
             {
@@ -242,9 +227,7 @@ def _learned(runs: pd.DataFrame) -> pd.DataFrame:
             }
             for _, run in runs.iterrows()
             for layer in run["learned"]
-            for axis, (low, high) in enumerate(
-                layer.get("expected") or [(math.nan, math.nan)] * len(_AXES)
-            )
+            for axis, (low, high) in enumerate(layer.get("expected") or unknown)
         ]
     )
 
@@ -253,9 +236,9 @@ def _how_they_moved(strides: pd.DataFrame) -> str:
     """The headline of the learned strides."""
     known = strides.dropna(subset="low").round(2)
     if len(known):
+        axes = grouped(known, ["axis"])
         return "; ".join(
-            _as_expected(_AXES[axis], own)
-            for (axis,), own in grouped(known, ["axis"])
+            _as_expected(_AXES[axis], own) for (axis,), own in axes
         )
     change = strides["end"] / strides["initial"]
     raised, lowered = (change > 1.005).sum(), (change < 0.995).sum()
@@ -268,16 +251,15 @@ def _how_they_moved(strides: pd.DataFrame) -> str:
 
 
 def _as_expected(axis: str, strides: pd.DataFrame) -> str:
-    low, high = strides["low"].iloc[0], strides["high"].iloc[0]
-    if low == high:
-        ends = strides["end"]
+    ends, low, high = strides["end"], strides["low"], strides["high"]
+    if low.iloc[0] == high.iloc[0]:
         return (
-            f"{axis.capitalize()}: expected at {low:g}, learned "
+            f"{axis.capitalize()}: expected at {low.iloc[0]:g}, learned "
             f"{ends.min():.2f} to {ends.max():.2f}"
         )
-    hits = strides["end"].between(strides["low"], strides["high"]).sum()
+    hits = ends.between(low, high).sum()
     return (
-        f"{axis.capitalize()}: {hits} of {len(strides)} ended in the range "
+        f"{axis.capitalize()}: {hits} of {len(ends)} ended in the range "
         "expected"
     )
 
@@ -305,18 +287,17 @@ def _draw_distribution(
 ) -> None:
     """Dots in columns: layers, in them initial strides, in them axes."""
     step = 0.8 / len(starts)
-    for (layer, start, axis), own in grouped(
-        strides, ["layer", "start", "axis"]
-    ):
+    columns = ["layer", "start", "axis"]
+    for (layer, start, axis), own in grouped(strides, columns):
         i = starts.index(start)
         color, marker = SERIES[i % len(SERIES)]
         middle = positions[layer] + step * (i - (len(starts) - 1) / 2)
         x = middle + step * (0.36 * axis - 0.18)
-        _bars(axes, [middle], own["initial"].iloc[:1], 0.84 * step)
-        low, high = own["low"].iloc[0], own["high"].iloc[0]
-        if not math.isnan(low):
+        first = own.iloc[0]
+        _bars(axes, [middle], [first["initial"]], 0.84 * step)
+        if not math.isnan(first["low"]):
             axes.bar(
-                *(x, high - low, 0.3 * step, low),
+                *(x, first["high"] - first["low"], 0.3 * step, first["low"]),
                 color=EXPECTED,
                 edgecolor=EXPECTED,
                 linewidth=3,
@@ -325,7 +306,7 @@ def _draw_distribution(
         axes.plot(
             *([x] * len(own), own["end"], marker),
             color=color,
-            fillstyle=_FILLS[_AXES[axis]],
+            fillstyle=_FILLS[axis],
             alpha=0.85,
         )
     _layer_axis(axes, positions)

@@ -13,12 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from diffstride.errors import UserError
-from diffstride.settings import LAMBDA, METHODS, STRIDES, bindings
-
-__all__ = ["LAMBDA", "MISSING", "STRIDES", "Shown", "Study", "study"]
+from diffstride.settings import METHODS, STRIDES, bindings
 
 MISSING = "-"
-_ALL = ""  # The axis of runs of which no setting is known.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +23,17 @@ class Study:
     """All runs of a report.
 
     Attributes:
-        records: all records, each once.
+        ended: records of the runs that ended well.
         failed: records of those that ended in an error.
         unfinished: records of those that have not ended.
-        runs: a row for each run that ended well: `name`, `method`, `seed`,
-            `accuracy` in %, `macs` in millions and `memory` in MB of an image
-            (or NaN), `layers` in depth order as in `summary.json`, `learned`
-            (those with learned strides), `moved` (whether any of these is no
-            longer where it began), `rows` of `metrics.jsonl`, and the settings.
+        runs: a row for each of `ended`: its settings, and what `_facts` tells.
         settings: columns of `runs` that are settings.
-        axes: settings that vary, that of the strides last.
+        axes: settings that vary, and the initial strides as the last.
         cells: `runs`, sorted by axes and methods, with a value of each axis. A
             run stands in as many rows as it has places in the tables.
     """
 
-    records: list[dict[str, Any]]
+    ended: list[dict[str, Any]]
     failed: list[dict[str, Any]]
     unfinished: list[dict[str, Any]]
     runs: pd.DataFrame
@@ -53,16 +46,16 @@ class Study:
         """Methods in the order of columns."""
         return _in_order(self.runs["method"])
 
-    def others(self, *axes: str) -> list[str]:
-        """The axes but for those given."""
-        return [axis for axis in self.axes if axis not in axes]
+    def others(self, axis: str) -> list[str]:
+        """The axes but for one."""
+        return [name for name in self.axes if name != axis]
 
-    def text(self, values: tuple, *without: str) -> str:
-        """Names values of the axes, but for those that they are without."""
+    def text(self, values: tuple, without: str) -> str:
+        """Names values of all axes but one."""
         return ", ".join(
             f"{axis_label(axis)} {value}"
-            for axis, value in zip(self.others(*without), values, strict=True)
-            if value != MISSING and axis != _ALL
+            for axis, value in zip(self.others(without), values, strict=True)
+            if value != MISSING
         )
 
     def given(self, axis: str) -> list[str]:
@@ -85,40 +78,22 @@ class Shown(NamedTuple):
 
 
 def study(records: Iterable[dict[str, Any]]) -> Study:
-    """Sorts records into a `Study`.
-
-    Args:
-        records: as of `diffstride.runs.read_runs`. What is given twice counts
-            once.
-
-    Returns:
-        The study; it may lack runs that ended well.
-    """
-    distinct: list[dict[str, Any]] = []
+    """Sorts records of `runs.read_runs`; what is given twice counts once."""
+    ended, failed, unfinished = [], [], []
     for record in records:
-        if record not in distinct:
-            distinct.append(record)
-    failed = [record for record in distinct if record.get("error")]
-    others = [record for record in distinct if not record.get("error")]
-    ended = [record for record in others if record.get("summary")]
-    settings, facts = _settings(ended), list(map(_facts, ended))
-    runs = pd.DataFrame(facts, dtype=object).join(settings)
-    if ended:
-        columns = ["accuracy", "macs", "memory"]
-        runs = runs.astype(dict.fromkeys(columns, float))
-    axes = _axes(runs, list(settings)) if ended else []
-    if ended and not axes:
-        runs[_ALL] = "all runs"
-        axes = [_ALL]
-    return Study(
-        distinct,
-        failed,
-        [record for record in others if not record.get("summary")],
-        runs,
-        list(settings),
-        axes,
-        _cells(runs, axes) if ended else runs,
-    )
+        kind = ended if record.get("summary") else unfinished
+        kind = failed if record.get("error") else kind
+        if record not in kind:
+            kind.append(record)
+    if not ended:
+        raise UserError(_nothing(failed, unfinished))
+    settings = _settings(ended)
+    runs = pd.DataFrame(map(_facts, ended), dtype=object).join(settings)
+    numbers = dict.fromkeys(["accuracy", "macs", "memory"], float)
+    runs = runs.astype({**numbers, "moved": bool})
+    axes = _axes(runs, list(settings))
+    cells = _cells(runs, axes)
+    return Study(ended, failed, unfinished, runs, list(settings), axes, cells)
 
 
 def method_label(method: str) -> str:
@@ -134,55 +109,32 @@ def axis_label(axis: str) -> str:
 def grouped(
     frame: pd.DataFrame, columns: list[str]
 ) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    """Splits a frame by columns, in the order of rows.
-
-    Args:
-        frame: the frame.
-        columns: the columns; if there are none, all rows belong together.
-
-    Yields:
-        Values of the columns, and the rows with these.
-    """
+    """Splits a frame in the order of rows; without columns, into one part."""
     if not columns:
         yield (), frame
     elif len(frame):
         yield from frame.groupby(columns, sort=False, observed=True)
 
 
-def pooled_deviation(accuracies: Iterable[pd.Series]) -> float:
-    """The standard deviation within groups that have means of their own.
+def pooled_deviation(accuracies: Any) -> float:
+    """The standard deviation within the groups of a grouped column.
 
-    Args:
-        accuracies: values of each group.
-
-    Returns:
-        Root of (sum of squares about the groups' means / degrees of freedom),
-        or NaN if no group has two values.
+    Root of (sum of squares about the groups' means / degrees of freedom), or
+    NaN if no group has two values.
     """
-    frame = pd.DataFrame(
-        [(each.var(), len(each) - 1) for each in accuracies],
-        columns=["variance", "freedom"],
+    freedom = accuracies.count() - 1
+    squares = accuracies.var() * freedom
+    return (
+        math.sqrt(squares.sum() / freedom.sum()) if any(freedom) else math.nan
     )
-    squares = (frame["variance"] * frame["freedom"]).sum()
-    freedom = frame["freedom"].sum()
-    return math.sqrt(squares / freedom) if freedom else math.nan
 
 
 def shown(study: Study, name: str | None = None) -> Shown:
     """Chooses what the figures of learned strides show.
 
-    Args:
-        study: the runs.
-        name: of the run that is shown by itself. By default it is the first of
-            those shown together, of those whose strides have moved if any have.
-
-    Returns:
-        The group of the named run, or else that with the most starts, then the
-        most runs whose strides have moved, then the first. It is empty if no
-        run has learned strides.
-
-    Raises:
-        UserError: if there is no such run, or its strides were not learned.
+    They show the group of the named run, or else that with the most starts,
+    then the most runs whose strides have moved, then the first. By itself is
+    shown the named run, or else the first whose strides have moved.
     """
     others = study.others(STRIDES)
     learned = study.cells[study.cells["learned"].map(bool)]
@@ -194,22 +146,22 @@ def shown(study: Study, name: str | None = None) -> Shown:
             f"Received: {name}. There are: {', '.join(names[:4]) or 'none'}"
             f"{', ...' if len(names) > 4 else ''}"
         )
-    groups = list(grouped(learned, others))
     if not len(learned):
         return Shown(None, learned, "")
-
-    def interest(group: tuple[tuple, pd.DataFrame]) -> tuple:
-        frame = group[1]
-        starts = frame[STRIDES].nunique() if STRIDES in frame else 1
-        return name in set(frame["name"]), starts, frame["moved"].sum()
-
-    values, runs = max(groups, key=interest)
-    candidates = runs[runs["name"] == name]
-    if name is None:
-        candidates = runs[runs["moved"].astype(bool)]
-    single = (candidates if len(candidates) else runs).iloc[0]
+    groups = dict(grouped(learned, others))
+    interest = {
+        values: (
+            name in set(runs["name"]),
+            runs[STRIDES].nunique(),
+            runs["moved"].sum(),
+        )
+        for values, runs in groups.items()
+    }
+    values = max(groups, key=interest.get)
+    runs = groups[values]
+    wanted = runs["moved"] if name is None else runs["name"] == name
     what = study.text(values, STRIDES) if len(groups) > 1 else ""
-    return Shown(single, runs, what)
+    return Shown(runs.loc[wanted.idxmax()], runs, what)
 
 
 def run_label(run: Any) -> str:
@@ -218,47 +170,45 @@ def run_label(run: Any) -> str:
 
 
 def global_factor(layers: Iterable[dict[str, Any]], key: str) -> float:
-    """How much smaller the last map nominally is than the image.
-
-    Args:
-        layers: pooling layers of a run.
-        key: `"initial"` or `"strides"`.
-
-    Returns:
-        Product of the strides of all layers and axes.
-    """
+    """Product of all `"strides"`, or all `"initial"` ones, of a network."""
     return math.prod(math.prod(layer[key]) for layer in layers)
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Names of layers without what all of a network's share.
-
-    Args:
-        names: paths, such as `block_2/layer_1/pooling`.
-
-    Returns:
-        Short names, such as `block 2`, or `names` if these would not differ.
-    """
+    """Names such as `block 2` for layers, if these differ."""
     short = [
         name.removesuffix("/layer_1/pooling").replace("_", " ")
         for name in names
     ]
     short = ["stem" if name == "pooling" else name for name in short]
-    return short if len(set(short)) == len(names) else list(names)
+    return short if len(set(short)) == len(names) else names
 
 
-def order(axis: str, value: Any) -> tuple:
+def _nothing(failed: list[Any], unfinished: list[Any]) -> str:
+    """Why there is nothing to report."""
+    if not failed and not unfinished:
+        return "RUNS hold no runs; train some, or name other folders"
+    example = (failed or unfinished)[0]
+    error = str(example.get("error") or "").strip().splitlines()
+    return (
+        f"RUNS hold no run that ended well: {len(failed)} failed, "
+        f"{len(unfinished)} did not end. The first is {example['name']}"
+        + (f": {error[0]}" if error else "")
+    )
+
+
+def _order(axis: str, value: Any) -> tuple:
     """A key that sorts the values of an axis: mild strides first."""
     if value == MISSING:
         return (2, 0.0, "")
-    if axis == STRIDES:
-        numbers = str(value).replace("x", ",").split(",")
-        try:
+    try:
+        if axis == STRIDES:
+            numbers = str(value).replace("x", ",").split(",")
             return (0, math.prod(map(float, numbers)), str(value))
-        except ValueError:
-            return (1, 0.0, str(value))
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
+        if isinstance(value, (int, float)):
+            return (0, float(value), "")
+    except ValueError:
+        pass
     return (1, 0.0, str(value))
 
 
@@ -266,21 +216,20 @@ def _settings(records: list[dict[str, Any]]) -> pd.DataFrame:
     """A row of settings for each record, method and seed left out."""
     rows = []
     for record in records:
-        layers = record["summary"].get("pooling") or []
         row = {}
         for key, value in record["settings"].items():
             key = STRIDES if key.endswith(f".{STRIDES}") else key
             row[key] = _plain(key, value)
-        if STRIDES not in row and layers:
-            row[STRIDES] = ",".join(
-                "x".join(f"{s:g}" for s in dict.fromkeys(layer["initial"]))
-                for layer in layers
-            )
+        if STRIDES not in row:
+            layers = record["summary"].get("pooling") or []
+            starts = [dict.fromkeys(layer["initial"]) for layer in layers]
+            texts = ["x".join(f"{s:g}" for s in start) for start in starts]
+            row[STRIDES] = ",".join(texts) or None
         rows.append(row)
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame.drop(columns=["method", "seed"], errors="ignore")
     # Where nothing else tells runs apart, what a sweep does not vary does.
-    methods = pd.Series([_method(record) for record in records], dtype=object)
+    methods = pd.Series(map(_method, records), dtype=object)
     for key, values in (
         ("config", [record.get("gin_config") for record in records]),
         ("epochs", [record["summary"].get("epochs") for record in records]),
@@ -289,15 +238,15 @@ def _settings(records: list[dict[str, Any]]) -> pd.DataFrame:
         column = pd.Series(values, dtype=object)
         same = [frame[name] for name in frame]
         groups = column.groupby([methods, *same], dropna=False)
-        if len(column) and (groups.nunique(dropna=False) > 1).any():
-            frame[key] = column.where(column.notna(), None)
+        if (groups.nunique(dropna=False) > 1).any():
+            frame[key] = column
     return frame
 
 
 def _plain(key: str, value: Any) -> Any:
     """A value that can be compared, hashed and shown."""
     if isinstance(value, (list, tuple)):
-        value = ",".join(str(part) for part in value)
+        value = ",".join(map(str, value))
     if key == STRIDES:
         return "".join(str(value).strip("[]()").split())
     return "none" if value is None else value
@@ -309,12 +258,12 @@ def _distinct_bindings(records: list[dict[str, Any]]) -> list[str]:
         set(record.get("bindings") or []) - set(bindings(record["settings"]))
         for record in records
     ]
-    common = set.intersection(*sets) if sets else set()
+    common = set.intersection(*sets)
     return ["; ".join(sorted(each - common)) or "none" for each in sets]
 
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What a run is and found, as in `Study.runs`."""
+    """What a run is and found: accuracy in %; costs in millions, or NaN."""
     summary = record["summary"]
     layers = summary.get("pooling") or []
     rows = record.get("epochs") or []
@@ -339,10 +288,8 @@ def _method(record: dict[str, Any]) -> str:
     if record["settings"].get("method"):
         return record["settings"]["method"]
     layers = record["summary"].get("pooling")
-    if layers is None:
-        return "run"
     if not layers:
-        return "strided"
+        return "run" if layers is None else "strided"
     for layer in layers:
         if layer["learned"]:
             return layer.get("ramp") or "learned"
@@ -360,7 +307,7 @@ def _axes(runs: pd.DataFrame, settings: list[str]) -> list[str]:
         partly = (known.nunique() > 1).any()
         if name != STRIDES and (runs[name].nunique() > 1 or partly):
             axes.append(name)
-    return axes + [STRIDES] * (STRIDES in settings)
+    return [*axes, STRIDES]
 
 
 def _cells(runs: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
@@ -375,49 +322,45 @@ def _cells(runs: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
         method: [
             axis
             for axis in axes
-            if frame[axis].isna().all()
+            if own[axis].isna().all()
             and (axis != STRIDES or runs[axis].nunique() == 1)
         ]
-        for method, frame in runs.groupby("method", sort=False)
+        for method, own in runs.groupby("method", sort=False)
     }
-    places = pd.DataFrame(columns=axes, dtype=object)
-    parts = []
+    runs = runs.assign(place=runs.index)
+    cells = pd.DataFrame(columns=axes, dtype=object)
     # Methods that know most of the axes first: the others fit into their rows.
     for method in sorted(free, key=lambda method: len(free[method])):
         known = [axis for axis in axes if axis not in free[method]]
         own = runs[runs["method"] == method].drop(columns=free[method])
         own[known] = own[known].fillna(MISSING)
-        if not len(places):
+        if not len(cells):
             own[free[method]] = MISSING
         elif free[method]:
-            own = _in_all_places(own, places, known, free[method])
-        parts.append(own)
-        places = pd.concat([places, own[axes]]).drop_duplicates()
-    cells = pd.concat(parts)
+            own = _in_all_places(own, cells[axes], known)
+        cells = pd.concat([cells, own]) if len(cells) else own
     for axis in axes:
-        values = sorted(cells[axis].unique(), key=lambda v: order(axis, v))
-        cells[axis] = pd.Categorical(
-            cells[axis], pd.Index(values, dtype=object), ordered=True
-        )
-    methods = pd.Index(_in_order(cells["method"]), dtype=object)
-    cells["method"] = pd.Categorical(cells["method"], methods, ordered=True)
-    cells["place"] = cells.index
+        values = sorted(cells[axis].unique(), key=lambda v: _order(axis, v))
+        cells[axis] = _categorical(cells[axis], values)
+    cells["method"] = _categorical(cells["method"], _in_order(cells["method"]))
     return cells.sort_values([*axes, "method", "place"], ignore_index=True)
 
 
 def _in_all_places(
-    runs: pd.DataFrame, places: pd.DataFrame, known: list[str], free: list[str]
+    runs: pd.DataFrame, places: pd.DataFrame, known: list[str]
 ) -> pd.DataFrame:
     """Runs of a method, once for each value of what does not matter to it."""
-    index = runs.index.name or "index"
-    runs = runs.reset_index()
-    if not known:
-        matched = runs.merge(places[free].drop_duplicates(), how="cross")
-        return matched.set_index(index)
-    matched = runs.merge(places, on=known)
-    alone = runs[~runs[index].isin(matched[index])]
-    spread = alone.merge(places[free].drop_duplicates(), how="cross")
-    return pd.concat([matched, spread]).set_index(index)
+    matched = runs.iloc[:0]
+    if known:
+        matched = runs.merge(places.drop_duplicates(), on=known)
+    alone = runs[~runs["place"].isin(matched["place"])]
+    free = places.drop(columns=known).drop_duplicates()
+    return pd.concat([matched, alone.merge(free, how="cross")])
+
+
+def _categorical(column: pd.Series, values: list[Any]) -> pd.Categorical:
+    index = pd.Index(values, dtype=object)
+    return pd.Categorical(column, index, ordered=True)
 
 
 def _in_order(methods: Iterable[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """How figures look."""
 
 import math
-import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -10,18 +9,14 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
+import pandas as pd  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
 from diffstride.settings import METHODS  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_METHODS = dict(
-    zip(
-        METHODS,
-        ("#000000", "#009E73", "#D55E00", "#0072B2", "#56B4E9"),
-        strict=True,
-    )
-)
+_COLORS = ("#000000", "#009E73", "#D55E00", "#0072B2", "#56B4E9")
+_METHODS = dict(zip(METHODS, _COLORS, strict=True))
 _OTHER_METHODS = ("#CC79A7", "#E69F00", "#999999")
 SERIES = (
     ("#0072B2", "o"),
@@ -36,7 +31,6 @@ SERIES = (
 START = "#777777"
 BAR = "#bbbbbb"
 EXPECTED = "#F0E442"
-_DPI = 110
 # Ticks of a logarithmic axis, the most there can be first.
 _MANTISSAS = (
     (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
@@ -45,33 +39,47 @@ _MANTISSAS = (
     (1, 3),
     (1,),
 )
-_SETTINGS = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.markersize": 5,
-    "figure.constrained_layout.use": True,
-}
-plt.rcParams.update(_SETTINGS)
+plt.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "lines.markersize": 5,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 110,
+    }
+)
 
 
-def method_color(method: str, methods: Sequence[str]) -> str:
-    """Colour of a method.
+def method_colors(methods: pd.Series) -> dict[str, str]:
+    """Colours of all methods of a report; ours have the same in each."""
+    names = methods.cat.categories
+    others = [name for name in names if name not in _METHODS]
+    return {
+        **{m: _OTHER_METHODS[i % 3] for i, m in enumerate(others)},
+        **_METHODS,
+    }
 
-    Args:
-        method: its name.
-        methods: all methods of the report.
 
-    Returns:
-        The same for a method of ours in every report.
-    """
-    if method in _METHODS:
-        return _METHODS[method]
-    others = [name for name in methods if name not in _METHODS]
-    return _OTHER_METHODS[others.index(method) % len(_OTHER_METHODS)]
+def panels(
+    count: int, columns: int, width: float, height: float, **options: bool
+) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+    """A figure with panels of a size in inches, which share their x axis."""
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        *(rows, columns),
+        figsize=(width * columns, height * rows + 0.6),
+        sharex=True,
+        squeeze=False,
+        **options,
+    )
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, grid.flat[:count]
 
 
 def headline(figure: plt.Figure, text: str) -> None:
@@ -83,22 +91,16 @@ def headline(figure: plt.Figure, text: str) -> None:
 def key(
     figure: plt.Figure, entries: Sequence[tuple[str, str, str, str]]
 ) -> None:
-    """A legend under the axes.
-
-    Args:
-        figure: where to.
-        entries: text, colour, marker and line style of each.
-    """
+    """A legend under the axes: text, colour, marker, line style of each."""
     handles = [
         plt.Line2D([], [], color=color, marker=marker, ls=line, label=text)
         for text, color, marker, line in entries
     ]
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(text) for text, *_ in entries)
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=max(1, int(figure.get_figwidth() * 13 / (longest + 7))),
-        frameon=False,
         columnspacing=1.5,
     )
 
@@ -108,11 +110,16 @@ def number(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.9g}"
 
 
+def between(values: Sequence[float]) -> str:
+    """The range of some numbers."""
+    return " to ".join(dict.fromkeys(map(number, (min(values), max(values)))))
+
+
 def log_ticks(axes: plt.Axes, which: str) -> None:
     """Puts an axis on a logarithmic scale with plain numbers on it."""
-    getattr(axes, f"set_{which}scale")("log")
+    axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
-    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    low, high = sorted(axis.get_view_interval())
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     for mantissas in _MANTISSAS:
         ticks = [m * 10.0**e for e in exponents for m in mantissas]
@@ -125,9 +132,3 @@ def log_ticks(axes: plt.Axes, which: str) -> None:
         axis.set_major_locator(ticker.MaxNLocator(5))
     axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: number(x)))
     axis.set_minor_locator(ticker.NullLocator())
-
-
-def save(figure: plt.Figure, path: pathlib.Path) -> None:
-    """Writes a figure as PNG, the same bytes each time."""
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)

@@ -9,57 +9,47 @@ import pandas as pd
 
 from diffstride.formatting import markdown
 from diffstride.report.study import (
-    LAMBDA,
     MISSING,
-    STRIDES,
     Study,
     axis_label,
     global_factor,
     grouped,
     method_label,
-    order,
     pooled_deviation,
 )
+from diffstride.settings import LAMBDA, STRIDES
 
 
 def accuracy_table(study: Study) -> str:
-    """Test accuracy by setting and method, and what the start matters.
-
-    Args:
-        study: the runs.
-
-    Returns:
-        A table with mean, sample standard deviation and number of runs; under
-        each group of strides, the mean and the spread over the group.
-    """
+    """Test accuracy by setting and method, and what the start matters."""
     header = [*map(axis_label, study.axes), *map(method_label, study.methods)]
-    table = []
+    table, noise = [], []
     uneven = False
     for context, cells in grouped(study.cells, study.others(STRIDES)):
-        accuracies = cells.groupby([*study.axes, "method"], observed=True)
-        means = accuracies["accuracy"].mean().unstack()
-        means = means.reindex(columns=study.methods)
-        texts = accuracies["accuracy"].apply(_accuracy).unstack()
-        texts = texts.reindex(columns=study.methods).fillna(MISSING)
-        for row in means.index:
-            values = row if isinstance(row, tuple) else (row,)
-            best = _bold_best(texts.loc[row], means.loc[row])
-            table.append([*map(str, values), *best])
-        shared = means.dropna(axis="columns", how="all").dropna().index
+        accuracies = _accuracies(cells, [*study.axes, "method"])
+        means, texts = (
+            each.unstack().reindex(columns=study.methods)
+            for each in (accuracies.mean(), accuracies.apply(_accuracy))
+        )
+        texts = _bold_best(texts.fillna(MISSING), means)
+        table += texts.reset_index().astype(str).values.tolist()
+        shared = means.dropna(axis="columns", how="all").dropna()
         uneven |= 1 < len(shared) < len(means)
         # Methods that lack a row get no mean where too few are shared.
-        compared = means.loc[shared] if len(shared) > 1 else means
+        compared = means.loc[shared.index] if len(shared) > 1 else means
         table += _over_strides(context, compared)
+        noise += _noise(accuracies, study.text(context, STRIDES))
     parts = [markdown(header, table)]
     if uneven:
         parts.append(
             "Mean and spread over strides are over those initial strides that "
             "all methods of the group were run with."
         )
-    if noise := _noise(study):
+    if noise:
         parts.append(
             "Mean ± sample standard deviation over seeds (number of runs); the "
-            f"best mean of a row is bold. {noise}"
+            "best mean of a row is bold. The standard deviation of a run, "
+            f"pooled over cells, is {'; '.join(noise)}."
         )
     else:
         parts.append(
@@ -76,6 +66,7 @@ def cost_table(study: Study) -> str:
         *("method", "accuracy, %", "MACs, M", "activations, MB"),
         *("s / epoch", "strides at the end", "output sizes at the end"),
     ]
+    columns = [*study.axes, "method"]
     table = [
         [
             *map(str, values),
@@ -85,9 +76,7 @@ def cost_table(study: Study) -> str:
             _at_the_end(runs, "strides", "{:.2f}"),
             _at_the_end(runs, "output_size", "{:.3g}"),
         ]
-        for (*values, method), runs in grouped(
-            study.cells, [*study.axes, "method"]
-        )
+        for (*values, method), runs in grouped(study.cells, columns)
     ]
     return markdown(header, table)
 
@@ -97,24 +86,23 @@ def frontier_table(study: Study) -> str | None:
     if LAMBDA not in study.axes:
         return None
     others = study.others(LAMBDA)
-    header = ["method", *map(axis_label, others), LAMBDA]
-    header += ["accuracy, %", "MACs, M", "activations, MB", "s / epoch"]
-    header += ["stride cost J", "product of strides"]
-    cells = study.cells.copy()
-    weights = cells[LAMBDA]
-    if MISSING not in weights.cat.categories:
-        weights = weights.cat.add_categories([MISSING])
-    # A method that knows no lambda has one row for all of them.
-    cells[LAMBDA] = weights.where(
-        cells["method"].isin(study.given(LAMBDA)), MISSING
-    )
+    header = [
+        *("method", *map(axis_label, others), LAMBDA, "accuracy, %", "MACs, M"),
+        *("activations, MB", "s / epoch", "stride cost J"),
+        "product of strides",
+    ]
     columns = ["method", *others, LAMBDA]
-    cells = cells.drop_duplicates([*columns, "place"]).sort_values(
-        [*columns, "place"]
-    )
+    # A method that knows no lambda has one row for all of them.
+    known = study.cells["method"].isin(study.given(LAMBDA))
+    free = study.cells[~known].drop_duplicates(["method", *others, "place"])
+    cells = pd.concat([study.cells[known], free])
     table = []
-    for (method, *values), runs in grouped(cells, columns):
-        costs = [_last(rows).get("stride_cost") for rows in runs["rows"]]
+    for (method, *values), runs in grouped(
+        cells.sort_values([*columns, "place"]), columns
+    ):
+        if method not in study.given(LAMBDA):
+            values[-1] = MISSING
+        last = [rows[-1] if rows else {} for rows in runs["rows"]]
         factors = [
             global_factor(layers, "strides") if layers else None
             for layers in runs["layers"]
@@ -125,7 +113,7 @@ def frontier_table(study: Study) -> str | None:
                 *map(str, values),
                 _accuracy(runs["accuracy"]),
                 *_costs(runs),
-                _mean(costs, 3),
+                _mean([row.get("stride_cost") for row in last], 3),
                 _mean(factors, 1),
             ]
         )
@@ -135,28 +123,27 @@ def frontier_table(study: Study) -> str | None:
 def ablation_table(study: Study, axis: str) -> str | None:
     """One axis alone: the other settings are the same in all of its rows.
 
-    Args:
-        study: the runs.
-        axis: one of its axes.
-
-    Returns:
-        A table, values of the axis by methods with more than one; the best of
-        each column is marked. `None` if no method has two.
+    A method has a column if it was run with two values; the best is bold.
     """
-    columns = {m: _matched(study, axis, m) for m in study.given(axis)}
-    columns = {m: cells for m, cells in columns.items() if len(cells) > 1}
-    if not columns:
+    others = study.others(axis)
+    texts, means = {}, {}
+    for method in study.given(axis):
+        for (value,), runs in grouped(_matched(study, axis, method), [axis]):
+            accuracies = _accuracies(runs, others)
+            mean = accuracies.mean().mean()
+            text = _averaged(mean, pooled_deviation(accuracies), len(runs))
+            means.setdefault(method_label(method), {})[value] = mean
+            texts.setdefault(method_label(method), {})[value] = text
+    if not texts:
         return None
-    values = sorted(
-        {value for cells in columns.values() for value in cells},
-        key=lambda value: order(axis, value),
-    )
-    texts = []
-    for cells in columns.values():
-        pooled = [_pooled(cells.get(value, [])) for value in values]
-        texts.append(_bold_best(*zip(*pooled, strict=True)))
-    rows = zip(map(str, values), *texts, strict=True)
-    return markdown([axis_label(axis), *map(method_label, columns)], rows)
+    present = set().union(*texts.values())
+    values = study.cells[axis].cat.categories
+    values = values[values.isin(present)]
+    means = pd.DataFrame(means).reindex(values)
+    texts = pd.DataFrame(texts).reindex(values).fillna(MISSING)
+    texts = _bold_best(texts.T, means.T).T
+    texts.insert(0, axis_label(axis), [str(value) for value in values])
+    return markdown(texts.columns, texts.values)
 
 
 def expected_table(study: Study) -> str | None:
@@ -165,9 +152,8 @@ def expected_table(study: Study) -> str | None:
     for axis in ("height", "width"):
         header += [f"{axis}: expected", "learned"]
     table = []
-    for (*values, method), runs in grouped(
-        study.cells, [*study.axes, "method"]
-    ):
+    columns = [*study.axes, "method"]
+    for (*values, method), runs in grouped(study.cells, columns):
         layers = [layer for layers in runs["learned"] for layer in layers]
         if not layers or any("expected" not in each for each in layers):
             continue
@@ -196,54 +182,40 @@ def repeated_seeds(study: Study) -> list[str]:
     return list(cells.loc[again, "name"].unique())
 
 
+def _accuracies(cells: pd.DataFrame, columns: list[str]) -> Any:
+    return cells.groupby(columns, observed=True)["accuracy"]
+
+
 def _accuracy(values: pd.Series) -> str:
     """Mean ± standard deviation (number)."""
     return _averaged(values.mean(), values.std(), len(values))
 
 
 def _averaged(average: float, spread: float, number: int) -> str:
-    if math.isnan(average):
-        return MISSING
     plus_minus = "" if math.isnan(spread) else f" ± {spread:.2f}"
     return f"{average:.2f}{plus_minus} ({number})"
 
 
 def _bold_best(
-    texts: Sequence[str], values: Sequence[float], best: Any = max
-) -> list[str]:
-    """Marks the best of several, and what equals it as it is printed."""
-    printed = [round(value, 2) for value in values]
-    known = [value for value in printed if not math.isnan(value)]
+    texts: pd.DataFrame, values: pd.DataFrame, best: str = "max"
+) -> pd.DataFrame:
+    """Marks the best of each row, and what equals it as it is printed."""
+    printed = values.map("{:.2f}".format).astype(float)
+    best = printed.agg(best, axis=1).where(printed.count(axis=1) > 1)
+    return texts.mask(printed.eq(best, axis=0), "**" + texts + "**")
+
+
+def _noise(accuracies: Any, what: str) -> list[str]:
+    """What a seed can do in a group of rows, if that is known."""
+    noise = pooled_deviation(accuracies)
+    if math.isnan(noise):
+        return []
+    number = statistics.mode(accuracies.count())
+    error = noise * (2 / number) ** 0.5
     return [
-        f"**{text}**" if len(known) > 1 and value == best(known) else text
-        for text, value in zip(texts, printed, strict=True)
+        f"{noise:.2f} points{f' with {what}' if what else ''} (standard "
+        f"error of the difference of two means of {number}: {error:.2f})"
     ]
-
-
-def _noise(study: Study) -> str:
-    """What a seed can do, in each group of rows."""
-    texts = []
-    for context, rows in grouped(study.cells, study.others(STRIDES)):
-        cells = [
-            cell["accuracy"]
-            for _, cell in grouped(rows, [*study.axes, "method"])
-        ]
-        noise = pooled_deviation(cells)
-        if math.isnan(noise):
-            continue
-        number = statistics.mode(map(len, cells))
-        error = noise * (2 / number) ** 0.5
-        what = study.text(context, STRIDES)
-        texts.append(
-            f"{noise:.2f} points{f' with {what}' if what else ''} (standard "
-            f"error of the difference of two means of {number}: {error:.2f})"
-        )
-    if not texts:
-        return ""
-    return (
-        "The standard deviation of a run, pooled over cells, is "
-        f"{'; '.join(texts)}."
-    )
 
 
 def _over_strides(context: tuple, means: pd.DataFrame) -> list[list[str]]:
@@ -252,42 +224,29 @@ def _over_strides(context: tuple, means: pd.DataFrame) -> list[list[str]]:
     if len(means) < 2 or averages.isna().all():
         return []
     spreads = means.max(skipna=False) - means.min(skipna=False)
-    return [
-        [
-            *map(str, context),
-            f"*{title}*",
-            *_bold_best([_number(value, 2) for value in values], values, best),
-        ]
-        for title, values, best in (
-            (f"mean of {len(means)}", averages, max),
-            ("spread: largest - smallest", spreads, min),
-        )
-    ]
+    rows = []
+    for title, values, best in (
+        (f"mean of {len(means)}", averages, "max"),
+        ("spread: largest - smallest", spreads, "min"),
+    ):
+        values = values.to_frame().T
+        texts = _bold_best(values.map(_number, digits=2), values, best)
+        rows.append([*map(str, context), f"*{title}*", *texts.iloc[0]])
+    return rows
 
 
-def _matched(
-    study: Study, axis: str, method: str
-) -> dict[Any, list[pd.Series]]:
-    """Accuracies by the value of an axis, the other settings same at each."""
+def _matched(study: Study, axis: str, method: str) -> pd.DataFrame:
+    """Runs with the most values of an axis, the other settings same at each."""
     cells = study.cells
     cells = cells[(cells["method"] == method) & (cells[axis] != MISSING)]
-    contexts = [
-        {value: each["accuracy"] for (value,), each in grouped(group, [axis])}
-        for _, group in grouped(cells, study.others(axis))
-    ]
-    sets = [frozenset(context) for context in contexts]
-    widest = max(sets, key=lambda s: (len(s), sets.count(s)), default=())
-    return {
-        value: [each[value] for each in contexts if set(widest) <= set(each)]
-        for value in widest
-    }
-
-
-def _pooled(cells: list[pd.Series]) -> tuple[str, float]:
-    """Mean of the cells' means, ± the standard deviation within cells."""
-    average = pd.Series([each.mean() for each in cells], dtype=float).mean()
-    number = sum(map(len, cells))
-    return _averaged(average, pooled_deviation(cells), number), average
+    contexts = [context for _, context in grouped(cells, study.others(axis))]
+    sets = [frozenset(context[axis]) for context in contexts]
+    widest = max(sets, key=lambda each: (len(each), sets.count(each)))
+    if len(widest) < 2:
+        return cells.iloc[:0]
+    pairs = zip(contexts, sets, strict=True)
+    cells = pd.concat([context for context, own in pairs if widest <= own])
+    return cells[cells[axis].isin(widest)]
 
 
 def _costs(runs: pd.DataFrame) -> list[str]:
@@ -308,10 +267,6 @@ def _at_the_end(runs: pd.DataFrame, key: str, form: str) -> str:
         means = pd.DataFrame([layer[key] for layer in layers]).mean()
         texts.append(" x ".join(dict.fromkeys(map(form.format, means))))
     return ", ".join(texts)
-
-
-def _last(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return rows[-1] if rows else {}
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:
