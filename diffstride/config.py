@@ -92,8 +92,8 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
         raise ConfigError(message) from error
     finally:
         logging.disable(logging.NOTSET)
-    for statement, where in _statements(files, bindings):
-        _check(statement, where)
+    for key, value, where in _statements(files, bindings):
+        _check(key, value, where)
     gin.finalize()
 
 
@@ -118,12 +118,12 @@ def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
     called = re.search(r"In call to configurable '([\w.]+)'", message)
     if not called:
         return ""
-    found = [
-        f"`{statement.selector}.{statement.arg_name}` is set in {where}"
-        for statement, where in _statements(files, bindings)
-        if f"`{statement.arg_name}`" in message
-        and statement.selector.endswith(called[1].rpartition(".")[2])
-    ]
+    name = called[1].rpartition(".")[2]
+    found = []
+    for key, _, where in _statements(files, bindings):
+        selector, _, parameter = key.rpartition(".")
+        if f"`{parameter}`" in message and selector.endswith(name):
+            found.append(f"`{key}` is set in {where}")
     return found[-1] if found else ""
 
 
@@ -135,14 +135,9 @@ def plain(error: Exception) -> str:
 def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
     """Says of each binding that has no effect that it has none."""
     used = re.findall(r"^\s*([\w./]+) =", operative_text, re.MULTILINE)
-    keys = [
-        (f"{statement.selector}.{statement.arg_name}", where)
-        for statement, where in _statements([], bindings)
-        if statement.arg_name
-    ]
     return [
         f"`{key}` is set in {where}, but nothing in this run uses it"
-        for key, where in keys
+        for key, _, where in _statements([], bindings)
         if not any(key.endswith(u) or u.endswith(key) for u in used)
     ]
 
@@ -168,18 +163,20 @@ def _find(file: str) -> pathlib.Path:
 
 def _statements(
     files: Sequence[str], bindings: Sequence[str]
-) -> Iterator[tuple[Any, str]]:
-    """All bindings, includes followed, each with where it stands."""
+) -> Iterator[tuple[str, Any, str]]:
+    """Parameter, value and place of all bindings, includes followed.
+
+    But for macros, which are checked where they are used.
+    """
     sources = [(str(path), path.read_text()) for path in map(_find, files)]
+    delegate = gin.config.ParserDelegate()
     for source, text in [*sources, (_BINDINGS, "\n".join(bindings))]:
-        parser = gin.config_parser.ConfigParser(
-            text, gin.config.ParserDelegate()
-        )
-        for statement in parser:
-            if isinstance(statement, gin.config_parser.IncludeStatement):
-                yield from _statements([statement.filename], [])
-            elif isinstance(statement, gin.config_parser.BindingStatement):
-                yield statement, f"{source}, line {statement.location.line_num}"
+        for each in gin.config_parser.ConfigParser(text, delegate):
+            if isinstance(each, gin.config_parser.IncludeStatement):
+                yield from _statements([each.filename], [])
+            elif getattr(each, "arg_name", ""):
+                where = f"{source}, line {each.location.line_num}"
+                yield f"{each.selector}.{each.arg_name}", each.value, where
 
 
 def _fixed_settings(text: str) -> set[str]:
@@ -194,11 +191,9 @@ def _fixed_settings(text: str) -> set[str]:
     }
 
 
-def _check(statement: Any, where: str) -> None:
+def _check(key: str, value: Any, where: str) -> None:
     """Checks name and type of a bound parameter, as gin does not."""
-    selector, name = statement.selector, statement.arg_name
-    if not name:  # A macro; it is checked where it is used.
-        return
+    selector, _, name = key.rpartition(".")
     parameters = _parameters(gin.config.get_configurable(selector))
     if name not in parameters:
         raise ConfigError(
@@ -206,11 +201,10 @@ def _check(statement: Any, where: str) -> None:
             f"{', '.join(sorted(parameters))}"
         )
     hint = parameters[name]
-    value = _resolve(statement.value, where)
+    value = _resolve(value, where)
     if not (hint is None or _is_computed(value) or _fits(value, hint)):
         raise ConfigError(
-            f"{where}: `{selector}.{name}` must be {_describe(hint)}. "
-            f"Received: {value!r}"
+            f"{where}: `{key}` must be {_describe(hint)}. Received: {value!r}"
         )
 
 
