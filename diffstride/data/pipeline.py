@@ -172,7 +172,9 @@ class _Epoch:
             .map(partial(_permute, order_seed))
             .unbatch()
             .map(
-                partial(self._augmented_example, image_seed),
+                lambda index, encoded: self.example(
+                    *encoded, seed=_fold_in(image_seed, index)
+                ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
             .batch(self.images_per_batch, drop_remainder=True)
@@ -180,13 +182,9 @@ class _Epoch:
         if not self.mixup_alpha:
             return batches
         return batches.enumerate().map(
-            partial(self._mix, mixup_seed), num_parallel_calls=tf.data.AUTOTUNE
+            lambda index, batch: self._mix(*batch, _fold_in(mixup_seed, index)),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
-
-    def _augmented_example(
-        self, seed: tf.Tensor, index: tf.Tensor, encoded: tuple
-    ) -> tuple:
-        return self.example(*encoded, seed=_fold_in(seed, index))
 
     def example(
         self, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor | None = None
@@ -204,10 +202,12 @@ class _Epoch:
             image = tf.transpose(image, (2, 0, 1))
         return image, tf.one_hot(label, self.source.num_classes)
 
-    def _mix(self, seed: tf.Tensor, index: tf.Tensor, batch: tuple) -> tuple:
-        own_seed = _fold_in(seed, index)
+    def _mix(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple:
         count = self.images_per_batch // 2
-        return mixup(*batch, mixup_weights(count, self.mixup_alpha, own_seed))
+        weights = mixup_weights(count, self.mixup_alpha, seed)
+        return mixup(images, labels, weights)
 
 
 def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:

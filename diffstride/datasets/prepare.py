@@ -85,16 +85,6 @@ def prepare(
     return builder
 
 
-def read_idx(content: bytes, name: str = "file") -> np.ndarray:
-    """Decodes the IDX format of MNIST, for bytes."""
-    rank = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(content, ">u4", rank, 4)) if rank else ()
-    start = 4 + 4 * rank
-    if not rank or len(content) - start != np.prod(shape, dtype="int64"):
-        raise DataError(f"{name} is not an IDX file of bytes, or is cut short")
-    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
-
-
 def _store_fashion_mnist(
     builder: tfds.core.DatasetBuilder, folder: pathlib.Path
 ) -> None:
@@ -139,7 +129,10 @@ def _read_checked(folder: pathlib.Path, name: str) -> np.ndarray:
             f"{path} does not hold Fashion-MNIST: the SHA-256 of its content is"
             f" {digest}, expected {_FASHION_MNIST[name]}"
         )
-    return read_idx(content, str(path))
+    # The IDX format, for bytes: two zeros, type, rank, sizes, content.
+    rank = content[3]
+    sizes = np.frombuffer(content, ">u4", rank, offset=4)
+    return np.frombuffer(content, "uint8", offset=4 + 4 * rank).reshape(sizes)
 
 
 def main(argv: list[str]) -> int:
