@@ -22,9 +22,6 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     What the last step of an epoch did shows in no training loss of that epoch;
     therefore test loss and weights are looked at too, before anything is kept.
     To this end it must come first among the callbacks.
-
-    Raises:
-        NonFiniteLossError: at the end of that step.
     """
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -63,10 +60,6 @@ class Backup(keras.callbacks.Callback):
     epoch follows from the optimizer's step count. Being killed at any moment
     thus leaves this epoch's file or the one before. (Keras's BackupAndRestore
     overwrites weights and epoch one after the other, in place.)
-
-    Args:
-        directory: where to keep it.
-        steps_per_epoch: number of training steps in an epoch.
     """
 
     def __init__(self, directory: str | os.PathLike, steps_per_epoch: int):
@@ -75,13 +68,9 @@ class Backup(keras.callbacks.Callback):
         self.steps_per_epoch = steps_per_epoch
 
     def restore(self, model: keras.Model) -> int:
-        """Loads model and optimizer, if there is anything to load.
+        """Loads what is kept, if anything; returns the number of epochs done.
 
-        Args:
-            model: built and compiled.
-
-        Returns:
-            Number of epochs done.
+        The model must be built and compiled.
         """
         if not self.path.exists():
             return 0
@@ -101,14 +90,8 @@ class EpochRecorder(keras.callbacks.Callback):
     To what Keras reports it adds the epoch's duration, its training steps per
     second, the learning rate, the stride cost J, for each pooling layer its
     strides and output size, and what an image costs at these strides:
-    multiply-accumulates (`macs`) and `activation_bytes`.
-
-    Args:
-        path: the file; rows of epochs that are about to be repeated are taken
-            out when training begins.
-        image_shape: shape of an image, without batch dimension.
-        steps_per_epoch: number of training steps in an epoch.
-        first_epoch: number of epochs done before.
+    multiply-accumulates (`macs`) and `activation_bytes`. Rows of epochs that
+    are about to be repeated are taken out when training begins.
     """
 
     def __init__(
@@ -166,10 +149,7 @@ class EpochRecorder(keras.callbacks.Callback):
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras's callback, with the scalars of an `EpochRecorder` and a text.
 
-    Args:
-        log_dir: directory of the event files.
-        recorder: the recorder, which must come earlier among the callbacks.
-        config_text: the settings of the run, shown under Text.
+    The recorder must come earlier among the callbacks.
     """
 
     def __init__(
@@ -189,12 +169,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the scalars, and sends them off."""
-        scalars = {
-            # Summaries take no integers of more than 32 bits.
-            name: float(value)
-            for name, value in self._recorder.scalars.items()
-        }
-        super().on_epoch_end(epoch, {**(logs or {}), **scalars})
+        logs = {**(logs or {}), **self._recorder.scalars}
+        # Summaries take no integers of more than 32 bits.
+        super().on_epoch_end(epoch, {k: float(v) for k, v in logs.items()})
         for writer in open_writers(self):
             writer.flush()
 

@@ -5,8 +5,8 @@ under the names that the authors' release used, config files are found and
 parsed, and every binding is checked before anything runs.
 """
 
-import contextlib
 import inspect
+import logging
 import os
 import pathlib
 import re
@@ -18,46 +18,19 @@ from typing import Any
 import gin
 import keras
 import typeguard
-from absl import logging
 
 from diffstride import data, pooling, resnet, train
 from diffstride.errors import ConfigError
 
-_OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Nadam")
-_SCHEDULES = ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay")
 _BINDINGS = "--gin_bindings"
 
-_ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
-_OPTIMIZER_KWARGS = {
-    name
-    for name in inspect.signature(keras.Optimizer).parameters
-    if name != "kwargs"
-}
+
+def _register(target: Any, module: str, name: str | None = None) -> Any:
+    return gin.external_configurable(target, name=name, module=module)
 
 
-def _register(target: Any, module: str) -> Any:
-    return gin.external_configurable(target, module=module)
-
-
-for _target, _module in (
-    (data.load_datasets, "data"),
-    (data.pad_crop_flip, "data"),
-    (pooling.DiffStride, "pooling"),
-    (pooling.FixedSpectralPooling, "pooling"),
-    (pooling.SpatialPooling, "pooling"),
-):
-    _register(_target, _module)
-for _name in _OPTIMIZERS:
-    _register(getattr(keras.optimizers, _name), "keras.optimizers")
-for _name in _SCHEDULES:
-    _register(
-        getattr(keras.optimizers.schedules, _name), "keras.optimizers.schedules"
-    )
-_Resnet = _register(resnet.Resnet, "resnet")
-
-
-def _named_resnet(function: Callable) -> Callable:
-    """`resnet18` or `resnet56` that builds gin's `Resnet`.
+def _register_named(function: Callable) -> None:
+    """Registers `resnet18` or `resnet56`, building gin's `Resnet`.
 
     So that bindings of `resnet.Resnet` reach them, as users expect.
     """
@@ -67,34 +40,37 @@ def _named_resnet(function: Callable) -> Callable:
     ) -> resnet.Resnet:
         return function(strides, resnet_cls=_Resnet, **kwargs)
 
-    build.__name__ = build.__qualname__ = function.__name__
-    return build
+    _register(build, "resnet", function.__name__)
 
 
-_named = {
-    function.__name__: _register(_named_resnet(function), "resnet")
-    for function in (resnet.resnet18, resnet.resnet56)
-}
+for _target in (data.load_datasets, data.pad_crop_flip):
+    _register(_target, "data")
+for _name in ("DiffStride", "FixedSpectralPooling", "SpatialPooling"):
+    _register(getattr(pooling, _name), "pooling")
+for _name in ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Nadam"):
+    _register(getattr(keras.optimizers, _name), "keras.optimizers")
+for _name in ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"):
+    _register(
+        getattr(keras.optimizers.schedules, _name), "keras.optimizers.schedules"
+    )
+_Resnet = _register(resnet.Resnet, "resnet")
+_register_named(resnet.resnet18)
+_register_named(resnet.resnet56)
 run_training = _register(train.train, "train")
+operative = gin.operative_config_str
 
 
 def load(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Parses config files, then bindings, and checks all of them.
 
-    Args:
-        files: names or paths; a name that is no path is looked up among the
-            configs that come with this package.
-        bindings: single bindings, which override the files.
-
-    Raises:
-        ConfigError: naming file, line and parameter.
+    A file is a path, or the name of a config that comes with this package.
     """
     paths = [str(_find(file)) for file in files]
+    logging.disable()  # Gin logs each place where a file is not.
     try:
-        with _quiet():
-            gin.parse_config_files_and_bindings(
-                paths, list(bindings), finalize_config=False
-            )
+        gin.parse_config_files_and_bindings(
+            paths, list(bindings), finalize_config=False
+        )
     except OSError as error:  # An include that is not there.
         raise ConfigError(f"{error} {_available()}") from error
     except SyntaxError as error:
@@ -106,44 +82,23 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
             f"{error.msg} Received: {text}"
         ) from error
     except tokenize.TokenError as error:
-        sources = ", ".join(files) if files else _BINDINGS
+        sources = [*files, _BINDINGS] if bindings else files
         raise ConfigError(
-            f"Unfinished statement, a bracket or quote left open, in {sources}"
-            f"{' or ' + _BINDINGS if files and bindings else ''}"
+            "Unfinished statement, a bracket or quote left open, in "
+            f"{' or '.join(sources)}"
         ) from error
     except Exception as error:
         message = str(error).replace("bindings string", _BINDINGS)
         raise ConfigError(message) from error
-    for statement, where in _statements(files, bindings):
-        _check(statement, where)
+    finally:
+        logging.disable(logging.NOTSET)
+    for key, value, where in _statements(files, bindings):
+        _check(key, value, where)
     gin.finalize()
 
 
-def bind_default(parameter: str, value: Any) -> None:
-    """Sets a parameter that the config may set otherwise.
-
-    Args:
-        parameter: module, function and name, such as `"train.train.seed"`.
-        value: the value.
-    """
-    gin.bind_parameter(parameter, value)
-
-
-def operative() -> str:
-    """Returns the settings in force, as a config file."""
-    return gin.operative_config_str()
-
-
 def differing(old: str, new: str) -> list[str]:
-    """Lists the settings that forbid to go on from one run with another.
-
-    Args:
-        old: what `operative` returned in the run that was interrupted.
-        new: what it returns now.
-
-    Returns:
-        The settings that are not in both, but for those that may change.
-    """
+    """Lists what two operative configs of one run may not differ in."""
     return sorted(_fixed_settings(old) ^ _fixed_settings(new))
 
 
@@ -156,26 +111,19 @@ def configs_dir() -> pathlib.Path:
 
 
 def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
-    """Tells where the parameter that an error is about was set.
+    """Says where the parameter that an error is about was set, if it was.
 
-    Args:
-        message: an error's text, with the parameter in backquotes and with the
-            chain of calls that gin appends.
-        files: the config files that were loaded.
-        bindings: the bindings that were loaded.
-
-    Returns:
-        A sentence, or nothing if the parameter was not set.
+    The message has it in backquotes, and ends in gin's chain of calls.
     """
     called = re.search(r"In call to configurable '([\w.]+)'", message)
     if not called:
         return ""
-    found = [
-        f"`{statement.selector}.{statement.arg_name}` is set in {where}"
-        for statement, where in _statements(files, bindings)
-        if f"`{statement.arg_name}`" in message
-        and statement.selector.endswith(called[1].rpartition(".")[2])
-    ]
+    name = called[1].rpartition(".")[2]
+    found = []
+    for key, _, where in _statements(files, bindings):
+        selector, _, parameter = key.rpartition(".")
+        if f"`{parameter}`" in message and selector.endswith(name):
+            found.append(f"`{key}` is set in {where}")
     return found[-1] if found else ""
 
 
@@ -185,40 +133,16 @@ def plain(error: Exception) -> str:
 
 
 def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
-    """Tells which bindings have no effect on a run.
-
-    Args:
-        bindings: single bindings, as given to `load`.
-        operative_text: what `operative` returns once the run is set up.
-
-    Returns:
-        A sentence for each.
-    """
+    """Says of each binding that has no effect that it has none."""
     used = re.findall(r"^\s*([\w./]+) =", operative_text, re.MULTILINE)
-    keys = [
-        (f"{statement.selector}.{statement.arg_name}", where)
-        for statement, where in _statements([], bindings)
-        if statement.arg_name
-    ]
     return [
         f"`{key}` is set in {where}, but nothing in this run uses it"
-        for key, where in keys
+        for key, _, where in _statements([], bindings)
         if not any(key.endswith(u) or u.endswith(key) for u in used)
     ]
 
 
 gin.add_config_file_search_path(str(configs_dir()))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences gin, which logs each place where a file is not."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _available() -> str:
@@ -239,21 +163,20 @@ def _find(file: str) -> pathlib.Path:
 
 def _statements(
     files: Sequence[str], bindings: Sequence[str]
-) -> Iterator[tuple[Any, str]]:
-    """All bindings, includes followed, each with where it stands."""
-    for file in files:
-        path = _find(file)
-        yield from _parsed(path.read_text(), str(path))
-    yield from _parsed("\n".join(bindings), _BINDINGS)
+) -> Iterator[tuple[str, Any, str]]:
+    """Parameter, value and place of all bindings, includes followed.
 
-
-def _parsed(text: str, source: str) -> Iterator[tuple[Any, str]]:
+    But for macros, which are checked where they are used.
+    """
+    sources = [(str(path), path.read_text()) for path in map(_find, files)]
     delegate = gin.config.ParserDelegate()
-    for statement in gin.config_parser.ConfigParser(text, delegate):
-        if isinstance(statement, gin.config_parser.IncludeStatement):
-            yield from _statements([statement.filename], [])
-        elif isinstance(statement, gin.config_parser.BindingStatement):
-            yield statement, f"{source}, line {statement.location.line_num}"
+    for source, text in [*sources, (_BINDINGS, "\n".join(bindings))]:
+        for each in gin.config_parser.ConfigParser(text, delegate):
+            if isinstance(each, gin.config_parser.IncludeStatement):
+                yield from _statements([each.filename], [])
+            elif getattr(each, "arg_name", ""):
+                where = f"{source}, line {each.location.line_num}"
+                yield f"{each.selector}.{each.arg_name}", each.value, where
 
 
 def _fixed_settings(text: str) -> set[str]:
@@ -268,33 +191,29 @@ def _fixed_settings(text: str) -> set[str]:
     }
 
 
-def _check(statement: Any, where: str) -> None:
+def _check(key: str, value: Any, where: str) -> None:
     """Checks name and type of a bound parameter, as gin does not."""
-    selector, name = statement.selector, statement.arg_name
-    if not name:  # A macro; it is checked where it is used.
-        return
-    parameters = _parameters(selector, gin.config.get_configurable(selector))
+    selector, _, name = key.rpartition(".")
+    parameters = _parameters(gin.config.get_configurable(selector))
     if name not in parameters:
         raise ConfigError(
             f"{where}: `{selector}` has no parameter `{name}`. It has: "
             f"{', '.join(sorted(parameters))}"
         )
     hint = parameters[name]
-    value = _resolve(statement.value, where)
-    if hint is None or _is_computed(value):
-        return
-    if not _fits(value, hint):
+    value = _resolve(value, where)
+    if not (hint is None or _is_computed(value) or _fits(value, hint)):
         raise ConfigError(
-            f"{where}: `{selector}.{name}` must be {_describe(hint)}. "
-            f"Received: {value!r}"
+            f"{where}: `{key}` must be {_describe(hint)}. Received: {value!r}"
         )
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False
+    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
     try:
-        typeguard.check_type(value, hint, collection_check_strategy=_ALL_ITEMS)
+        typeguard.check_type(value, hint, collection_check_strategy=every)
     except typeguard.TypeCheckError:
         return False
     return True
@@ -323,7 +242,7 @@ def _is_computed(value: Any) -> bool:
     return isinstance(value, gin.config.ConfigurableReference)
 
 
-def _parameters(selector: str, target: Any) -> dict[str, Any]:
+def _parameters(target: Any) -> dict[str, Any]:
     """Names of the parameters, with a type hint where one is known."""
     target = inspect.unwrap(target)
     function = target.__init__ if inspect.isclass(target) else target
@@ -332,23 +251,21 @@ def _parameters(selector: str, target: Any) -> dict[str, Any]:
     result = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            result |= _hidden_parameters(selector, target)
+            result |= _hidden_parameters(target)
         elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
-            default = parameter.default
-            numeric = type(default) in (int, float)
+            numeric = type(parameter.default) in (int, float)
             result[name] = hints.get(name, float if numeric else None)
     return result
 
 
-def _hidden_parameters(selector: str, target: Any) -> dict[str, Any]:
+def _hidden_parameters(target: Any) -> dict[str, Any]:
     """The same, of the parameters behind a `**kwargs`."""
-    if selector.rpartition(".")[2] in _named:
-        return _parameters("resnet.Resnet", resnet.Resnet)
-    if inspect.isclass(target) and issubclass(target, keras.Optimizer):
-        return dict.fromkeys(_OPTIMIZER_KWARGS)
-    if inspect.isclass(target) and issubclass(target, keras.layers.Layer):
-        return {"name": str | None, "dtype": str | None}
-    return {}
+    if not inspect.isclass(target):  # `resnet18` or `resnet56`.
+        return _parameters(resnet.Resnet)
+    if issubclass(target, keras.Optimizer):
+        names = inspect.signature(keras.Optimizer).parameters
+        return {name: None for name in names if name != "kwargs"}
+    return {"name": str | None, "dtype": str | None}
 
 
 def _describe(hint: Any) -> str:

@@ -12,14 +12,12 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gin  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from diffstride import config  # noqa: E402
-from diffstride.errors import (  # noqa: E402
-    UserError,
-    run_reporting_errors,
-)
+from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 
 _CONFIG = flags.DEFINE_multi_string(
     "gin_config",
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> int:
     if not _CONFIG.value:
         raise UserError("--gin_config is required, such as cifar10.gin")
     default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
-    config.bind_default("train.train.workdir", default_workdir)
+    gin.bind_parameter("train.train.workdir", default_workdir)
     bindings = list(_BINDINGS.value)
     for name, flag in (
         ("train.workdir", _WORKDIR),

@@ -82,12 +82,23 @@ def train(
         UserError: if data, settings or workdir do not allow the run.
         NonFiniteLossError: if the loss ceases to be finite.
     """
-    _check_arguments(num_epochs, seed, label_smoothing, stride_cost_weight)
-    if jit_compile and deterministic:
-        raise ConfigError(
-            "`deterministic` must be False with `jit_compile=True`: not all of "
-            "XLA's operations are. Received: deterministic=True"
-        )
+    _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
+    _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
+    _check(
+        0 <= label_smoothing < 1,
+        "at least 0 and below 1",
+        label_smoothing=label_smoothing,
+    )
+    _check(
+        0 <= stride_cost_weight < math.inf,
+        "finite and at least 0",
+        stride_cost_weight=stride_cost_weight,
+    )
+    _check(
+        not (jit_compile and deterministic),
+        "False with `jit_compile=True`: not all of XLA's operations are",
+        deterministic=deterministic,
+    )
     _set_up(seed, deterministic)
     with as_config_errors():
         datasets = load_data_fn(seed=seed)
@@ -105,7 +116,7 @@ def train(
     config_text = config_fn() if config_fn else ""
     backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
     if backup.path.exists():
-        _check_same_run(root, config_text, differing_fn or _differing_lines)
+        _check_same_run(root, config_text, differing_fn)
     files.replace_text(root / "config.gin", config_text)
     first_epoch = backup.restore(model)
     if first_epoch:
@@ -116,9 +127,6 @@ def train(
         datasets.image_shape,
         datasets.steps_per_epoch,
         first_epoch,
-    )
-    board = callbacks.TensorBoard(
-        str(root / "tensorboard"), recorder, config_text
     )
     if first_epoch < num_epochs:
         model.fit(
@@ -133,7 +141,9 @@ def train(
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),
                 recorder,
-                board,
+                callbacks.TensorBoard(
+                    str(root / "tensorboard"), recorder, config_text
+                ),
                 backup,
             ],
         )
@@ -144,72 +154,19 @@ def train(
     seconds = sum(row["seconds"] for row in recorder.rows)
     epochs = max(first_epoch, num_epochs)
     summary = _summary(model, datasets, seconds, epochs, seed)
-    text = json.dumps(summary, indent=1) + "\n"
-    files.replace_text(root / "summary.json", text)
-    print(format_summary(summary))
+    files.replace_text(
+        root / "summary.json", json.dumps(summary, indent=1) + "\n"
+    )
+    print(_format_summary(summary))
     return summary
 
 
-def format_summary(summary: dict[str, Any]) -> str:
-    """Lays out the result of a run for the terminal.
-
-    Args:
-        summary: what `train` returns.
-
-    Returns:
-        Several lines of text.
-    """
-    cost = summary["cost"]
-    lines = [
-        "",
-        f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
-        f"training time  {summary['seconds']:.0f} s, "
-        f"{summary['epochs']} epochs",
-        f"parameters     {summary['parameters']:,}",
-        f"cost           {human(cost['macs'])} multiply-accumulates and "
-        f"{human(cost['activation_bytes'], 'B')} of activations an image",
-    ]
-    rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
-    for state in summary["pooling"]:
-        rows.append(
-            (
-                state["name"],
-                " x ".join(f"{s:.2f}" for s in state["initial"]),
-                " x ".join(f"{s:.2f}" for s in state["strides"]),
-                " x ".join(map(str, state["input_size"])),
-                " x ".join(map(str, state["output_size"])),
-            )
+def _check(good: bool, expected: str, **argument: Any) -> None:
+    ((name, value),) = argument.items()
+    if not good:
+        raise ConfigError(
+            f"`{name}` must be {expected}. Received: {name}={value}"
         )
-    table = ["", *aligned(rows)] if summary["pooling"] else []
-    return "\n".join([*lines, *table])
-
-
-def _check_arguments(
-    num_epochs: int,
-    seed: int,
-    label_smoothing: float,
-    stride_cost_weight: float,
-) -> None:
-    for name, value, good, expected in (
-        ("num_epochs", num_epochs, num_epochs >= 1, "at least 1"),
-        ("seed", seed, 0 <= seed < 2**31, "from 0 to 2**31 - 1"),
-        (
-            "label_smoothing",
-            label_smoothing,
-            0 <= label_smoothing < 1,
-            "at least 0 and below 1",
-        ),
-        (
-            "stride_cost_weight",
-            stride_cost_weight,
-            0 <= stride_cost_weight < math.inf,
-            "finite and at least 0",
-        ),
-    ):
-        if not good:
-            raise ConfigError(
-                f"`{name}` must be {expected}. Received: {name}={value}"
-            )
 
 
 def _set_up(seed: int, deterministic: bool) -> None:
@@ -228,11 +185,11 @@ def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     short = [name.removeprefix("/device:") for name in names]
     if devices is None:
         devices = [name for name in short if name.startswith("GPU:")]
-    if not set(devices) <= {*names, *short}:
-        raise ConfigError(
-            "`devices` must be among those of this machine, "
-            f"{', '.join(short)}. Received: devices={list(devices)}"
-        )
+    _check(
+        set(devices) <= {*names, *short},
+        f"among those of this machine, {', '.join(short)}",
+        devices=list(devices),
+    )
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(list(devices))
     if devices:
@@ -241,13 +198,14 @@ def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
 
 
 def _check_data_format(model: keras.Model) -> None:
-    channels_first = keras.config.image_data_format() == "channels_first"
-    if getattr(model, "channels_first", channels_first) != channels_first:
-        raise ConfigError(
-            "`channels_first` must be left out or be "
-            f"{channels_first} on this machine (channels come first on a GPU). "
-            f"Received: channels_first={model.channels_first}"
-        )
+    expected = keras.config.image_data_format() == "channels_first"
+    received = getattr(model, "channels_first", expected)
+    _check(
+        received == expected,
+        f"left out or be {expected} on this machine (channels come first on a "
+        "GPU)",
+        channels_first=received,
+    )
 
 
 def _add_stride_cost(
@@ -283,22 +241,23 @@ def _compile(
 def _check_same_run(
     root: pathlib.Path,
     config_text: str,
-    differing_fn: Callable[[str, str], Sequence[str]],
+    differing_fn: Callable[[str, str], Sequence[str]] | None,
 ) -> None:
     """Refuses to go on with a run that had other settings."""
     path = root / "config.gin"
     if not path.exists():
         return
-    if differing := differing_fn(path.read_text(), config_text):
+    old = path.read_text()
+    if differing_fn:
+        differing = differing_fn(old, config_text)
+    else:
+        differing = sorted({*old.splitlines()} ^ {*config_text.splitlines()})
+    if differing:
         raise ConfigError(
             f"`workdir` {root} holds a run with other settings; choose another "
             "--workdir, or remove it to start afresh. Differing: "
             f"{'; '.join(differing)}"
         )
-
-
-def _differing_lines(old: str, new: str) -> list[str]:
-    return sorted(set(old.splitlines()) ^ set(new.splitlines()))
 
 
 def _summary(
@@ -322,3 +281,31 @@ def _summary(
         "environment": environment(),
         "pooling": [state._asdict() for state in pooling_states(calls)],
     }
+
+
+def _format_summary(summary: dict[str, Any]) -> str:
+    """Lays out the result of a run for the terminal."""
+    cost = summary["cost"]
+    lines = [
+        "",
+        f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
+        f"training time  {summary['seconds']:.0f} s, "
+        f"{summary['epochs']} epochs",
+        f"parameters     {summary['parameters']:,}",
+        f"cost           {human(cost['macs'])} multiply-accumulates and "
+        f"{human(cost['activation_bytes'], 'B')} of activations an image",
+    ]
+    rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
+    for state in summary["pooling"]:
+        strides = (state["initial"], state["strides"])
+        sizes = (state["input_size"], state["output_size"])
+        rows.append(
+            (
+                state["name"],
+                *(" x ".join(f"{s:.2f}" for s in pair) for pair in strides),
+                *(" x ".join(map(str, pair)) for pair in sizes),
+            )
+        )
+    if summary["pooling"]:
+        lines += ["", *aligned(rows)]
+    return "\n".join(lines)

@@ -89,14 +89,6 @@ def test_changed_content_is_refused(fashion, tmp_path):
         prepare.prepare("fashion_mnist", str(folder), str(tmp_path / "out"))
 
 
-def test_idx_files_are_checked():
-    array = np.arange(6, dtype="uint8").reshape(2, 3)
-    np.testing.assert_array_equal(prepare.read_idx(idx(array)), array)
-    for content in (idx(array)[:-1], b"", b"\0\0\x0d\x01", idx(array) + b"x"):
-        with pytest.raises(DataError, match="not an IDX file"):
-            prepare.read_idx(content)
-
-
 def cifar10_archive(path):
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w:gz") as tar:

@@ -1,18 +1,12 @@
 """Image-classification data: a TFDS name in, batches for a Keras model out."""
 
-from diffstride.data.augmentation import (
-    mixup,
-    mixup_weights,
-    pad_crop_flip,
-)
+from diffstride.data.augmentation import mixup, mixup_weights, pad_crop_flip
 from diffstride.data.pipeline import Datasets, load_datasets
 from diffstride.data.sources import NORMALIZATION
-from diffstride.datasets import find_builder
 
 __all__ = [
     "NORMALIZATION",
     "Datasets",
-    "find_builder",
     "load_datasets",
     "mixup",
     "mixup_weights",

@@ -32,16 +32,7 @@ def pad_crop_flip(
 
 
 def mixup_weights(count: int, alpha: float, seed: tf.Tensor) -> tf.Tensor:
-    """Draws `count` weights from Beta(alpha, alpha).
-
-    Args:
-        count: number of weights.
-        alpha: parameter of the distribution, > 0.
-        seed: pair of integers that decides the outcome.
-
-    Returns:
-        Tensor of shape (count,) in [0, 1].
-    """
+    """Draws `count` weights from Beta(alpha, alpha), as a seed decides."""
     # float64, as both gammas underflow together for small alpha.
     gamma = tf.random.stateless_gamma(
         (2, count), seed, tf.constant(alpha, tf.float64), dtype=tf.float64
@@ -55,13 +46,8 @@ def mixup(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Merges the first half of a batch with the second half.
 
-    Args:
-        images: (2 * count, ...).
-        labels: (2 * count, classes).
-        weights: (count,), weight of the image from the first half.
-
-    Returns:
-        Images and labels, `count` of each.
+    Images are (2 * count, ...), labels (2 * count, classes), and weights, those
+    of the first half, (count,). Returns `count` of each.
 
     Reference:
         [mixup: Beyond Empirical Risk Minimization](

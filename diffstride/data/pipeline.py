@@ -44,12 +44,8 @@ class Datasets:
     ) -> tf.data.Dataset:
         """Training batches of the epochs from `first` up to before `last`.
 
-        Args:
-            first: number of the first epoch.
-            last: number after that of the last epoch; `None` goes on for ever.
-
-        Returns:
-            One data set, to be used with `fit(steps_per_epoch=...)`.
+        One data set, to be used with `fit(steps_per_epoch=...)`; without `last`
+        it has no end.
         """
         last = tf.int64.max if last is None else last
         numbers = tf.data.Dataset.range(first, last)
@@ -116,52 +112,37 @@ def load_datasets(
     test_split = test_split or source.default_test_split()
     train = source.examples("train_split", train_split)
     test = source.examples("test_split", test_split)
-    finish = _Finish(
-        *source.normalization(train, mean, std),
-        source.num_classes,
-        keras.config.image_data_format() == "channels_first",
-    )
+    mean, std = source.normalization(train, mean, std)
+    num_examples = int(train.cardinality())
+    images_per_batch = batch_size * (2 if mixup_alpha else 1)
+    if num_examples < images_per_batch:
+        raise DataError(
+            f"`batch_size` is too large: {images_per_batch} images make a "
+            f"training batch{' with Mixup' if mixup_alpha else ''}, but "
+            f"'{name}' has {num_examples}. Received: batch_size={batch_size}"
+        )
     epoch = _Epoch(
         source,
         train.enumerate(),
-        finish,
-        batch_size,
+        mean,
+        std,
+        keras.config.image_data_format() == "channels_first",
+        images_per_batch,
         augment_fn,
         mixup_alpha,
-        shuffle_buffer or int(train.cardinality()),
+        shuffle_buffer or num_examples,
         seed,
     )
-    steps_per_epoch = epoch.checked_steps()
     # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
     image_shape = tuple(epoch(0).element_spec[0].shape[1:])
-    test = test.map(
-        lambda image, label: finish(source.decode(image), label),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+    test = test.map(epoch.example, num_parallel_calls=tf.data.AUTOTUNE)
     return Datasets(
         epoch,
         test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
         source.num_classes,
         image_shape,
-        steps_per_epoch,
+        num_examples // images_per_batch,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Finish:
-    """Turns pixels and a label into what a model takes."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
-    num_classes: int
-    channels_first: bool
-
-    def __call__(self, image: tf.Tensor, label: tf.Tensor) -> tuple:
-        image = image / 255.0 - tf.constant(self.mean)
-        image = image / tf.constant(self.std)
-        if self.channels_first:
-            image = tf.transpose(image, (2, 0, 1))
-        return image, tf.one_hot(label, self.num_classes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,29 +151,14 @@ class _Epoch:
 
     source: Source
     examples: tf.data.Dataset  # Each with its index.
-    finish: _Finish
-    batch_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    channels_first: bool
+    images_per_batch: int
     augment_fn: AugmentFn | None
     mixup_alpha: float
     window: int
     seed: int
-
-    @property
-    def images_per_batch(self) -> int:
-        return self.batch_size * (2 if self.mixup_alpha else 1)
-
-    def checked_steps(self) -> int:
-        """Returns the number of batches, if there is one."""
-        num_examples = int(self.examples.cardinality())
-        if num_examples < self.images_per_batch:
-            raise DataError(
-                f"`batch_size` is too large: {self.images_per_batch} images "
-                f"make a training batch"
-                f"{' with Mixup' if self.mixup_alpha else ''}, but "
-                f"'{self.source.name}' has {num_examples}. Received: "
-                f"batch_size={self.batch_size}"
-            )
-        return num_examples // self.images_per_batch
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, number: int) -> tf.data.Dataset:
@@ -206,7 +172,9 @@ class _Epoch:
             .map(partial(_permute, order_seed))
             .unbatch()
             .map(
-                partial(self._example, image_seed),
+                lambda index, encoded: self.example(
+                    *encoded, seed=_fold_in(image_seed, index)
+                ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
             .batch(self.images_per_batch, drop_remainder=True)
@@ -214,21 +182,32 @@ class _Epoch:
         if not self.mixup_alpha:
             return batches
         return batches.enumerate().map(
-            partial(self._mix, mixup_seed), num_parallel_calls=tf.data.AUTOTUNE
+            lambda index, batch: self._mix(*batch, _fold_in(mixup_seed, index)),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
 
-    def _example(
-        self, seed: tf.Tensor, index: tf.Tensor, encoded: tuple
+    def example(
+        self, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor | None = None
     ) -> tuple:
-        image, label = self.source.decode(encoded[0]), encoded[1]
-        if self.augment_fn is not None:
-            image = self.augment_fn(image, _fold_in(seed, index))
-        return self.finish(image, label)
+        """Turns an encoded image and a label into what a model takes.
 
-    def _mix(self, seed: tf.Tensor, index: tf.Tensor, batch: tuple) -> tuple:
-        own_seed = _fold_in(seed, index)
-        weights = mixup_weights(self.batch_size, self.mixup_alpha, own_seed)
-        return mixup(*batch, weights)
+        The image is augmented only if there is a seed.
+        """
+        image = self.source.decode(image)
+        if seed is not None and self.augment_fn is not None:
+            image = self.augment_fn(image, seed)
+        image = image / 255.0 - tf.constant(self.mean)
+        image = image / tf.constant(self.std)
+        if self.channels_first:
+            image = tf.transpose(image, (2, 0, 1))
+        return image, tf.one_hot(label, self.source.num_classes)
+
+    def _mix(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple:
+        count = self.images_per_batch // 2
+        weights = mixup_weights(count, self.mixup_alpha, seed)
+        return mixup(images, labels, weights)
 
 
 def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:

@@ -28,22 +28,15 @@ _NETWORK_TIMEOUT_S = 5
 class Source:
     """An image-classification data set on disk, its images brought to a size.
 
-    Args:
-        name: TFDS name.
-        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
-        image_size: size to bring images to, a number or (height, width).
-        resizing: `"resize"` scales, `"pad"` pads or crops around the centre.
-
-    Raises:
-        DataError: if there is no such data set, or it does not fit.
+    Arguments are those of `load_datasets`.
     """
 
     def __init__(
         self,
         name: str,
-        data_dir: str | None = None,
-        image_size: int | Sequence[int] | None = None,
-        resizing: str = "resize",
+        data_dir: str | None,
+        image_size: int | Sequence[int] | None,
+        resizing: str,
     ):
         if resizing not in ("resize", "pad"):
             raise DataError(
@@ -73,14 +66,9 @@ class Source:
         )
 
     def examples(self, argument: str, split: str) -> tf.data.Dataset:
-        """Reads a split in the order on disk, its images still encoded.
+        """Reads pairs of an encoded image and a label, in the order on disk.
 
-        Args:
-            argument: name of the argument that gave the split.
-            split: TFDS split, such as `"train[:90%]"`.
-
-        Returns:
-            Pairs of an encoded image and a label.
+        `argument` is the name of the argument that gave the split.
         """
         try:
             examples = self.builder.as_dataset(
@@ -94,9 +82,7 @@ class Source:
                 f"`{argument}` must be a split of '{self.name}'. Received: "
                 f"{argument}={split!r}. {error}"
             ) from error
-        return examples.map(
-            lambda example: (example["image"], example["label"])
-        )
+        return examples.map(lambda each: (each["image"], each["label"]))
 
     def decode(self, image: tf.Tensor) -> tf.Tensor:
         """Returns the pixels in [0, 255], as float32, at the size asked for."""
@@ -116,13 +102,7 @@ class Source:
     ) -> tuple[Sequence[float], Sequence[float]]:
         """Completes mean and deviation of each channel, and checks them.
 
-        Args:
-            train_examples: what to measure, where no constants are known.
-            mean: mean, if it is given.
-            std: deviation, if it is given.
-
-        Returns:
-            Mean and deviation, for pixels in [0, 1].
+        What is not given and not known is measured on some examples.
         """
         if mean is None or std is None:
             known = NORMALIZATION.get(self.builder.name) or self._measure(
@@ -154,11 +134,10 @@ class Source:
 
 
 def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
-    if (
-        features is None
-        or not {"image", "label"} <= set(features)
-        or not isinstance(features["label"], tfds.features.ClassLabel)
-        or not isinstance(features["image"], tfds.features.Image)
+    features = dict(features or {})
+    if not (
+        isinstance(features.get("label"), tfds.features.ClassLabel)
+        and isinstance(features.get("image"), tfds.features.Image)
     ):
         raise DataError(
             "`name` must be an image-classification data set, one with an "

@@ -11,18 +11,7 @@ from diffstride.errors import DataError
 def find_builder(
     name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Looks a data set up, without preparing it.
-
-    Args:
-        name: TFDS name.
-        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
-
-    Returns:
-        Its builder.
-
-    Raises:
-        DataError: if there is none of that name, or TFDS cannot load it.
-    """
+    """Returns the builder of a data set, without preparing it."""
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:

@@ -53,25 +53,14 @@ _FASHION_MNIST = {
 def prepare(
     name: str, files: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Builds a data set, unless it is there already.
-
-    Args:
-        name: TFDS name.
-        files: folder that holds the files.
-        data_dir: where to build; `None` is TFDS's own choice.
-
-    Returns:
-        The builder of the data set, ready to be read.
-
-    Raises:
-        DataError: if a file is missing or its content is not the expected one.
-    """
+    """Builds a data set from a folder of files, unless it is there already."""
     builder = find_builder(name, data_dir)
     if builder.data_path.exists():
         return builder
     folder = pathlib.Path(files)
     if name == "fashion_mnist":
-        return _prepare_fashion_mnist(builder, folder, data_dir)
+        _store_fashion_mnist(builder, folder)
+        return find_builder(name, data_dir)
     wanted = [info.filename for info in (builder.url_infos or {}).values()]
     if not wanted or not all(wanted):
         raise DataError(
@@ -96,32 +85,9 @@ def prepare(
     return builder
 
 
-def read_idx(content: bytes, name: str = "file") -> np.ndarray:
-    """Decodes the IDX format of MNIST, for bytes.
-
-    Args:
-        content: the uncompressed file.
-        name: what to call it in an error.
-
-    Returns:
-        Array of uint8.
-
-    Raises:
-        DataError: if header and length disagree.
-    """
-    rank = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(content, ">u4", rank, 4)) if rank else ()
-    start = 4 + 4 * rank
-    if not rank or len(content) - start != np.prod(shape, dtype="int64"):
-        raise DataError(f"{name} is not an IDX file of bytes, or is cut short")
-    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
-
-
-def _prepare_fashion_mnist(
-    builder: tfds.core.DatasetBuilder,
-    folder: pathlib.Path,
-    data_dir: str | None,
-) -> tfds.core.DatasetBuilder:
+def _store_fashion_mnist(
+    builder: tfds.core.DatasetBuilder, folder: pathlib.Path
+) -> None:
     arrays = {name: _read_checked(folder, name) for name in _FASHION_MNIST}
 
     def examples(prefix: str) -> Iterator[tuple[int, dict]]:
@@ -135,38 +101,38 @@ def _prepare_fashion_mnist(
         version=builder.version,
         features=builder.info.features,
         split_datasets={"train": examples("train"), "test": examples("t10k")},
-        data_dir=data_dir,
+        data_dir=builder.data_dir_root,
         description=builder.info.description,
         homepage=builder.info.homepage,
         citation=builder.info.citation,
     )
-    return tfds.builder(builder.name, data_dir=data_dir)
 
 
 def _read_checked(folder: pathlib.Path, name: str) -> np.ndarray:
-    for path, read in (
-        (folder / f"{name}.gz", gzip.open),
-        (folder / name, open),
-    ):
-        if path.exists():
-            try:
-                with read(path, "rb") as file:
-                    content = file.read()
-            except (OSError, EOFError) as error:
-                raise DataError(f"Cannot read {path}: {error}") from error
-            break
-    else:
+    path = folder / f"{name}.gz"
+    if not path.exists():
+        path = folder / name
+    if not path.exists():
         raise DataError(
             "`files` must be a folder with the four IDX files of Fashion-MNIST,"
-            f" as .gz or plain. Missing: {folder / name}"
+            f" as .gz or plain. Missing: {path}"
         )
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError) as error:
+        raise DataError(f"Cannot read {path}: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != _FASHION_MNIST[name]:
         raise DataError(
             f"{path} does not hold Fashion-MNIST: the SHA-256 of its content is"
             f" {digest}, expected {_FASHION_MNIST[name]}"
         )
-    return read_idx(content, str(path))
+    # The IDX format, for bytes: two zeros, type, rank, sizes, content.
+    rank = content[3]
+    sizes = np.frombuffer(content, ">u4", rank, offset=4)
+    return np.frombuffer(content, "uint8", offset=4 + 4 * rank).reshape(sizes)
 
 
 def main(argv: list[str]) -> int:
