@@ -98,13 +98,11 @@ class EpochRecorder(keras.callbacks.Callback):
         self,
         path: str | os.PathLike,
         image_shape: tuple[int, int, int],
-        steps_per_epoch: int,
         first_epoch: int = 0,
     ):
         super().__init__()
         self.path = pathlib.Path(path)
         self.image_shape = image_shape
-        self.steps_per_epoch = steps_per_epoch
         self.rows = [
             row for row in read_rows(self.path) if row["epoch"] <= first_epoch
         ]
@@ -118,11 +116,11 @@ class EpochRecorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
         self._start = time.perf_counter()
-        self._train_seconds = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Keeps the time of the last training step, before validation."""
-        self._train_seconds = time.perf_counter() - self._start
+        """Notes the speed up to the last training step, before validation."""
+        seconds = time.perf_counter() - self._start
+        self._steps_per_second = (batch + 1) / seconds
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
@@ -131,7 +129,7 @@ class EpochRecorder(keras.callbacks.Callback):
             "learning_rate": float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             ),
-            "steps_per_second": self.steps_per_epoch / self._train_seconds,
+            "steps_per_second": self._steps_per_second,
             **scalars(self.model, calls),
         }
         row = {

@@ -110,26 +110,19 @@ def configs_dir() -> pathlib.Path:
     return pathlib.Path(__file__).resolve().with_name("configs")
 
 
-def locate(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
-    """Says where the parameter that an error is about was set, if it was.
+def located(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
+    """Ends an error's text with where its parameter was set, if it was.
 
-    The message has it in backquotes, and ends in gin's chain of calls.
+    There gin has put its chain of calls. The parameter is in backquotes.
     """
-    called = re.search(r"In call to configurable '([\w.]+)'", message)
-    if not called:
-        return ""
-    name = called[1].rpartition(".")[2]
-    found = []
+    text, _, calls = message.partition("In call to configurable")
+    called = re.match(r" '(?:[\w.]+\.)?(\w+)'", calls)
+    place = ""
     for key, _, where in _statements(files, bindings):
-        selector, _, parameter = key.rpartition(".")
-        if f"`{parameter}`" in message and selector.endswith(name):
-            found.append(f"`{key}` is set in {where}")
-    return found[-1] if found else ""
-
-
-def plain(error: Exception) -> str:
-    """Returns an error's text without the chain of calls that gin appends."""
-    return str(error).partition("In call to configurable")[0].strip()
+        selector, _, name = key.rpartition(".")
+        if called and f"`{name}`" in text and selector.endswith(called[1]):
+            place = f"`{key}` is set in {where}"
+    return f"{text.strip()} {place}".strip()
 
 
 def unused(bindings: Sequence[str], operative_text: str) -> list[str]:

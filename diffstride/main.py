@@ -77,9 +77,8 @@ def main(argv: list[str]) -> int:
     try:
         config.run_training(config_fn=settings, differing_fn=config.differing)
     except UserError as error:
-        message = config.plain(error)
-        place = config.locate(str(error), _CONFIG.value, bindings)
-        raise UserError(f"{message} {place}") from error
+        message = config.located(str(error), _CONFIG.value, bindings)
+        raise UserError(message) from error
     return 0
 
 

@@ -123,10 +123,7 @@ def train(
         logging.info("Going on after epoch %d in %s", first_epoch, root)
 
     recorder = callbacks.EpochRecorder(
-        root / "metrics.jsonl",
-        datasets.image_shape,
-        datasets.steps_per_epoch,
-        first_epoch,
+        root / "metrics.jsonl", datasets.image_shape, first_epoch
     )
     if first_epoch < num_epochs:
         model.fit(

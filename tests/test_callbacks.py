@@ -108,7 +108,7 @@ def test_nothing_to_restore(tmp_path):
 
 def test_recorder_writes_a_row_an_epoch(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    recorder = EpochRecorder(path, (16, 16, 1), steps_per_epoch=3)
+    recorder = EpochRecorder(path, (16, 16, 1))
     model = trained([recorder], validation_split=0.25)
     rows = read_rows(path)
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -134,7 +134,7 @@ def test_recorder_writes_a_row_an_epoch(tmp_path):
 
 
 def test_tensorboard_takes_numbers_of_more_than_32_bits(tmp_path):
-    recorder = EpochRecorder(tmp_path / "metrics.jsonl", (16, 16, 1), 3)
+    recorder = EpochRecorder(tmp_path / "metrics.jsonl", (16, 16, 1))
     recorder.scalars = {"macs": 2**40}
     board = TensorBoard(str(tmp_path), recorder)
     model = keras.Sequential([keras.Input((1,))])
@@ -151,6 +151,6 @@ def test_rows_that_will_be_repeated_are_taken_out(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text + '{"epoch": 4, "sec')  # Killed while writing.
     assert read_rows(path) == rows
-    recorder = EpochRecorder(path, (16, 16, 1), 3, first_epoch=2)
+    recorder = EpochRecorder(path, (16, 16, 1), first_epoch=2)
     recorder.on_train_begin()
     assert read_rows(path) == rows[:2]

@@ -230,14 +230,16 @@ def test_an_open_bracket_is_told(tmp_path):
         config.load([], ["train.num_epochs = [1,"])
 
 
-def test_locate_tells_where_a_refused_value_was_set(tmp_path):
+def test_located_tells_where_a_refused_value_was_set(tmp_path):
     path = file_with(
         tmp_path,
         "pooling.DiffStride.norm = 'unit'",
         "pooling.FixedSpectralPooling.norm = 'forward'",
     )
     message = "`norm` must be ... In call to configurable 'DiffStride' (<...>)"
-    assert config.locate(message, [path], []) == (
-        f"`pooling.DiffStride.norm` is set in {path}, line 2"
+    assert config.located(message, [path], []) == (
+        f"`norm` must be ... `pooling.DiffStride.norm` is set in {path}, line 2"
     )
-    assert config.locate("`other` must be", [path], []) == ""
+    for other in ("`norm` must be ...", message.replace("norm", "other")):
+        expected = other.partition(" In call")[0]
+        assert config.located(other, [path], []) == expected
