@@ -14,7 +14,6 @@ from diffstride.report.study import (
     Shown,
     Study,
     axis_label,
-    global_factor,
     grouped,
     method_label,
 )
@@ -150,8 +149,7 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
     """Product of all strides, before and after training."""
     if len(runs) == 1:
         return "there is only one run with learned strides"
-    starts = runs["layers"].map(lambda layers: global_factor(layers, "initial"))
-    ends = runs["layers"].map(lambda layers: global_factor(layers, "strides"))
+    starts, ends = runs["initial_factor"], runs["factor"]
     low, high = starts.min() / 1.5, starts.max() * 1.5
     figure, axes = plt.subplots(figsize=(8, 5.2))
     axes.set(

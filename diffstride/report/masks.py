@@ -27,20 +27,20 @@ def masks(run: Any) -> plt.Figure | str:
     """Masks of one run along the width, at the start and at the end."""
     if not all(map(_is_soft, run.learned)):
         return f"the summary of {run['name']} lacks ramp and smoothness"
-    names = short_names([layer["name"] for layer in run.layers])
+    names = short_names(layer["name"] for layer in run.layers)
     starts = sizes_of_inputs(run.layers, "initial")
     found = [
-        (name, _mask(layer, "initial", sizes), _mask(layer, "strides"))
-        for name, layer, sizes in zip(names, run.layers, starts, strict=True)
+        (layer, _mask(layer, "initial", sizes), _mask(layer, "strides"))
+        for layer, sizes in zip(run.layers, starts, strict=True)
         if layer["learned"]
     ]
     columns = min(len(found), 4)
     width = max(2.75, 6.5 / columns)
     figure, grid = panels(len(found), columns, width, 3, sharey=True)
-    for axes, (name, start, end) in zip(grid, found, strict=True):
+    for axes, (layer, start, end) in zip(grid, found, strict=True):
         _draw(axes, start, "start", START, "s--", ms=6.5, fillstyle="none")
         _draw(axes, end, "end", SERIES[0][0], "o-", ms=4)
-        axes.set_title(name, fontweight="bold", y=1.0, pad=36)
+        axes.set_title(names[layer["name"]], fontweight="bold", y=1.0, pad=36)
         axes.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
@@ -91,7 +91,7 @@ def _draw(
     axes.plot([0.5 / mask.used] * 2, [0, 1.08], ":", color=color, lw=1.4)
 
 
-def _what_changed(found: list[tuple[str, _Mask, _Mask]]) -> str:
+def _what_changed(found: list[tuple[Any, _Mask, _Mask]]) -> str:
     changes = [
         round(end.used, 2) - round(start.used, 2) for _, start, end in found
     ]

@@ -39,12 +39,16 @@ def trajectories(run: Any) -> plt.Figure | str:
     if not run.rows:
         return f"there is no metrics.jsonl of {run['name']}"
     figure, axes = plt.subplots(figsize=(9, 5))
-    names = short_names([layer["name"] for layer in run.layers])
-    for i, layer in enumerate(run.layers):
+    names = short_names(layer["name"] for layer in run.layers)
+    rows = pd.DataFrame(run.rows).dropna(axis="columns")
+    for layer, look in zip(run.layers, itertools.cycle(SERIES), strict=False):
+        curves = {
+            axis: [initial, *rows[column]]
+            for axis, initial in zip(_AXES, layer["initial"], strict=True)
+            if (column := f"stride/{layer['name']}/{axis}") in rows
+        }
         if layer["learned"]:
-            _draw_curves(
-                axes, names[i], _curves(run.rows, layer), SERIES[i % 8]
-            )
+            _draw_curves(axes, names[layer["name"]], curves, look)
     lines = sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
     if not lines:
         plt.close(figure)
@@ -59,7 +63,7 @@ def trajectories(run: Any) -> plt.Figure | str:
         title="stride at the end",
         handlelength=3,
     )
-    headline(figure, f"{_moved_most(run)} ({run_label(run)})")
+    headline(figure, f"{_moved_most(run, names)} ({run_label(run)})")
     return figure
 
 
@@ -163,19 +167,6 @@ def frequencies(
     )
 
 
-def _curves(
-    rows: list[dict[str, Any]], layer: dict[str, Any]
-) -> dict[str, list[float]]:
-    """The strides of a layer by axis, from before training on."""
-    return {
-        axis: [initial, *(row[name] for row in rows)]
-        for axis, initial in zip(_AXES, layer["initial"], strict=False)
-        if all(
-            (name := f"stride/{layer['name']}/{axis}") in row for row in rows
-        )
-    }
-
-
 def _draw_curves(
     axes: plt.Axes,
     name: str,
@@ -197,17 +188,14 @@ def _draw_curves(
         )
 
 
-def _moved_most(run: Any) -> str:
-    names = short_names([layer["name"] for layer in run.layers])
-    _, name, start, end = max(
-        (abs(end - start), f"{name} {axis}", start, end)
-        for name, layer in zip(names, run.layers, strict=True)
-        if layer["learned"]
-        for axis, start, end in zip(
-            _AXES, layer["initial"], layer["strides"], strict=False
-        )
+def _moved_most(run: Any, names: dict[str, str]) -> str:
+    strides = _learned(run.to_frame().T)
+    changes = (strides["end"] - strides["initial"]).abs()
+    most = strides.loc[changes.sort_values(kind="stable").index[-1]]
+    return (
+        f"The most moved stride: {names[most.layer]} {_AXES[most.axis]}, from "
+        f"{most.initial:.2f} to {most.end:.2f}"
     )
-    return f"The most moved stride: {name}, from {start:.2f} to {end:.2f}"
 
 
 def _learned(runs: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +260,8 @@ def _positions(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def _layer_axis(axes: plt.Axes, positions: dict[str, int]) -> None:
-    axes.set_xticks(list(positions.values()), short_names(list(positions)))
+    names = short_names(positions)
+    axes.set_xticks(list(positions.values()), list(names.values()))
     axes.set_xlim(-0.5, len(positions) - 0.5)
     axes.grid(axis="x", visible=False)
     for boundary in range(1, len(positions)):
