@@ -389,6 +389,17 @@ def test_without_pooling_layers_the_method_is_strided_or_unknown():
     assert study([each]).methods == ["run"]
 
 
+def test_runs_of_which_no_setting_is_known_are_reported(tmp_path):
+    records = made([90, 92], method="strided")
+    for each in records:
+        each["settings"] = {}
+    text = page.write(records, tmp_path).read_text()
+    header, row = table(accuracy_table(study(records)))
+    assert header == ["initial strides", "strided"]
+    assert row == ["-", "91.00 ± 1.41 (2)"]
+    assert "there is only one point to show" in text
+
+
 def test_runs_are_not_counted_twice():
     each = record()
     assert len(study([each, each]).runs) == 1

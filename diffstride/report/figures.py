@@ -8,26 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from diffstride.report import masks, strides
+from diffstride.report import masks, strides, style
 from diffstride.report.study import (
     MISSING,
     Shown,
     Study,
     axis_label,
-    global_factor,
     grouped,
     method_label,
-)
-from diffstride.report.style import (
-    SERIES,
-    START,
-    between,
-    headline,
-    key,
-    log_ticks,
-    method_colors,
-    number,
-    panels,
 )
 from diffstride.settings import LAMBDA, STRIDES
 
@@ -150,8 +138,7 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
     """Product of all strides, before and after training."""
     if len(runs) == 1:
         return "there is only one run with learned strides"
-    starts = runs["layers"].map(lambda layers: global_factor(layers, "initial"))
-    ends = runs["layers"].map(lambda layers: global_factor(layers, "strides"))
+    starts, ends = runs["initial_factor"], runs["factor"]
     low, high = starts.min() / 1.5, starts.max() * 1.5
     figure, axes = plt.subplots(figsize=(8, 5.2))
     axes.set(
@@ -160,11 +147,11 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
         xlabel="product of all strides at the start (height x width)",
         ylabel="product of all strides at the end",
     )
-    log_ticks(axes, "x")
-    log_ticks(axes, "y")
-    axes.plot([low, high], [low, high], ls="--", lw=1, color=START)
-    entries = [("unchanged", START, "", "--")]
-    colors = method_colors(runs["method"])
+    style.log_ticks(axes, "x")
+    style.log_ticks(axes, "y")
+    axes.plot([low, high], [low, high], ls="--", lw=1, color=style.START)
+    entries = [("unchanged", style.START, "", "--")]
+    colors = style.method_colors(runs["method"])
     methods = list(grouped(runs, ["method"]))
     for i, ((method,), own) in enumerate(methods):
         # Methods stand beside each other where they start alike.
@@ -177,18 +164,18 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
             *(means.index, means, "_-"), color=colors[method], lw=1.3, ms=12
         )
         entries.append((method_label(method), colors[method], "o", "-"))
-    headline(
+    style.headline(
         figure,
         f"From {'a start' if starts.nunique() == 1 else 'starts'} of "
-        f"{between(starts)}, learned strides end at a global factor of "
-        f"{between(ends)}",
+        f"{style.between(starts)}, learned strides end at a global factor of "
+        f"{style.between(ends)}",
     )
-    key(figure, entries)
+    style.key(figure, entries)
     return figure
 
 
 def _curves(study: Study, along: str) -> plt.Figure | str:
-    """Accuracy against cost in panels, one for each of the other settings."""
+    """Accuracy against cost, a panel for each of the other settings."""
     points = _points(study, along)
     others = study.others(along)
     points = points.sort_values([*others, "method", along])
@@ -206,10 +193,14 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     size = (8.5, 5.2) if columns == 1 else (5, 4)
     own_scales = _differ_too_much([part for _, part in parts])
     scale = " (a scale of its own)" if own_scales else ""
-    figure, grid = panels(len(parts), columns, *size, sharey=not own_scales)
+    figure, grid = style.panels(
+        len(parts), columns, *size, sharey=not own_scales
+    )
     used = points[along].cat.remove_unused_categories().cat.categories
-    markers = {v: SERIES[i % len(SERIES)][1] for i, v in enumerate(used)}
-    colors = method_colors(study.cells["method"])
+    markers = {
+        v: style.SERIES[i % len(style.SERIES)][1] for i, v in enumerate(used)
+    }
+    colors = style.method_colors(study.cells["method"])
     for axes, (context, part) in zip(grid, parts, strict=True):
         for (method,), curve in grouped(part, ["method"]):
             _draw_curve(axes, curve, colors[method], curve[along].map(markers))
@@ -218,17 +209,17 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
         axes.set_xlabel("multiply-accumulates for one image, millions")
         axes.set_ylabel(f"test accuracy, %{scale}")
         axes.tick_params(labelbottom=True, labelleft=True)
-    log_ticks(grid[0], "x")
-    headline(figure, _best_and_cheapest(points))
+    style.log_ticks(grid[0], "x")
+    style.headline(figure, _best_and_cheapest(points))
     of = "from" if along == STRIDES else axis_label(along)
     present = points["method"].cat.remove_unused_categories().cat.categories
     entries = [(method_label(m), colors[m], "", "-") for m in present]
     entries += [
-        (f"{of} {value}", START, marker, "")
+        (f"{of} {value}", style.START, marker, "")
         for value, marker in markers.items()
         if value != MISSING
     ]
-    key(figure, entries)
+    style.key(figure, entries)
     return figure
 
 
@@ -273,7 +264,7 @@ def _best_and_cheapest(points: pd.DataFrame) -> str:
     cheapest = points.loc[points["macs"].idxmin()]
     texts = [
         f"{method_label(point.method)}, {point.accuracy:.1f} % at "
-        f"{number(point.macs)} M MACs"
+        f"{style.number(point.macs)} M MACs"
         for point in (best, cheapest)
     ]
     if texts[0] == texts[1]:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
+from diffstride.report import style
 from diffstride.report.study import run_label, short_names
-from diffstride.report.style import SERIES, START, headline, panels
 
 
 class _Mask(NamedTuple):
@@ -27,20 +27,22 @@ def masks(run: Any) -> plt.Figure | str:
     """Masks of one run along the width, at the start and at the end."""
     if not all(map(_is_soft, run.learned)):
         return f"the summary of {run['name']} lacks ramp and smoothness"
-    names = short_names([layer["name"] for layer in run.layers])
+    names = short_names(layer["name"] for layer in run.layers)
     starts = sizes_of_inputs(run.layers, "initial")
     found = [
-        (name, _mask(layer, "initial", sizes), _mask(layer, "strides"))
-        for name, layer, sizes in zip(names, run.layers, starts, strict=True)
+        (layer, _mask(layer, "initial", sizes), _mask(layer, "strides"))
+        for layer, sizes in zip(run.layers, starts, strict=True)
         if layer["learned"]
     ]
     columns = min(len(found), 4)
     width = max(2.75, 6.5 / columns)
-    figure, grid = panels(len(found), columns, width, 3, sharey=True)
-    for axes, (name, start, end) in zip(grid, found, strict=True):
-        _draw(axes, start, "start", START, "s--", ms=6.5, fillstyle="none")
-        _draw(axes, end, "end", SERIES[0][0], "o-", ms=4)
-        axes.set_title(name, fontweight="bold", y=1.0, pad=36)
+    figure, grid = style.panels(len(found), columns, width, 3, sharey=True)
+    for axes, (layer, start, end) in zip(grid, found, strict=True):
+        _draw(
+            axes, start, "start", style.START, "s--", ms=6.5, fillstyle="none"
+        )
+        _draw(axes, end, "end", style.SERIES[0][0], "o-", ms=4)
+        axes.set_title(names[layer["name"]], fontweight="bold", y=1.0, pad=36)
         axes.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
@@ -53,7 +55,7 @@ def masks(run: Any) -> plt.Figure | str:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("cycles per pixel of the layer's input", fontsize=10)
     figure.supylabel("weight in the mask", fontsize=10)
-    headline(figure, f"{_what_changed(found)} (width; {run_label(run)})")
+    style.headline(figure, f"{_what_changed(found)} (width; {run_label(run)})")
     return figure
 
 
@@ -79,19 +81,19 @@ def sizes_of_inputs(
 
 
 def _draw(
-    axes: plt.Axes, mask: _Mask, what: str, color: str, line: str, **style: Any
+    axes: plt.Axes, mask: _Mask, what: str, color: str, line: str, **look: Any
 ) -> None:
     axes.plot(
         *(mask.frequencies, mask.weights, line),
         color=color,
         lw=1.3,
         label=f"{what}: {mask}",
-        **style,
+        **look,
     )
     axes.plot([0.5 / mask.used] * 2, [0, 1.08], ":", color=color, lw=1.4)
 
 
-def _what_changed(found: list[tuple[str, _Mask, _Mask]]) -> str:
+def _what_changed(found: list[tuple[Any, _Mask, _Mask]]) -> str:
     changes = [
         round(end.used, 2) - round(start.used, 2) for _, start, end in found
     ]

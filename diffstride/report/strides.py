@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from diffstride.report import style
 from diffstride.report.masks import sizes_of_inputs
 from diffstride.report.study import (
     grouped,
@@ -15,21 +16,12 @@ from diffstride.report.study import (
     run_label,
     short_names,
 )
-from diffstride.report.style import (
-    BAR,
-    EXPECTED,
-    SERIES,
-    headline,
-    key,
-    log_ticks,
-    method_colors,
-)
 from diffstride.settings import STRIDES
 
 _AXES = ("height", "width")
 _FILLS = ("full", "none")
 _KEY = [
-    ("initial", BAR, "", "-"),
+    ("initial", style.BAR, "", "-"),
     ("filled: height, open: width", "white", "", ""),
 ]
 
@@ -39,12 +31,18 @@ def trajectories(run: Any) -> plt.Figure | str:
     if not run.rows:
         return f"there is no metrics.jsonl of {run['name']}"
     figure, axes = plt.subplots(figsize=(9, 5))
-    names = short_names([layer["name"] for layer in run.layers])
-    for i, layer in enumerate(run.layers):
+    names = short_names(layer["name"] for layer in run.layers)
+    rows = pd.DataFrame(run.rows).dropna(axis="columns")
+    for layer, look in zip(
+        run.layers, itertools.cycle(style.SERIES), strict=False
+    ):
+        curves = {
+            axis: [initial, *rows[column]]
+            for axis, initial in zip(_AXES, layer["initial"], strict=True)
+            if (column := f"stride/{layer['name']}/{axis}") in rows
+        }
         if layer["learned"]:
-            _draw_curves(
-                axes, names[i], _curves(run.rows, layer), SERIES[i % 8]
-            )
+            _draw_curves(axes, names[layer["name"]], curves, look)
     lines = sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
     if not lines:
         plt.close(figure)
@@ -59,7 +57,7 @@ def trajectories(run: Any) -> plt.Figure | str:
         title="stride at the end",
         handlelength=3,
     )
-    headline(figure, f"{_moved_most(run)} ({run_label(run)})")
+    style.headline(figure, f"{_moved_most(run, names)} ({run_label(run)})")
     return figure
 
 
@@ -82,17 +80,17 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
     for axes in grid.flat:
         axes.use_sticky_edges = False
         axes.autoscale_view()
-        log_ticks(axes, "y")
+        style.log_ticks(axes, "y")
     entries = [
-        (f"from {start}", *SERIES[i % len(SERIES)], "")
+        (f"from {start}", *style.SERIES[i % len(style.SERIES)], "")
         for i, start in enumerate(starts)
     ]
     if strides["low"].notna().any():
-        entries += [*_KEY, ("expected", EXPECTED, "s", "")]
+        entries += [*_KEY, ("expected", style.EXPECTED, "s", "")]
     else:
         entries += _KEY
-    key(figure, entries)
-    headline(figure, _how_they_moved(strides))
+    style.key(figure, entries)
+    style.headline(figure, _how_they_moved(strides))
     return figure
 
 
@@ -100,7 +98,7 @@ def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
     """Learned strides as frequencies, by layer."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4))
     positions = _positions(runs)
-    colors = method_colors(runs["method"])
+    colors = style.method_colors(runs["method"])
     methods = list(grouped(runs, ["method"]))
     width = 0.8 / len(methods)
     last = []
@@ -128,13 +126,13 @@ def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
         _layer_axis(axes, positions)
         axes.set_ylabel(f"cut-off, cycles per pixel of {of_what}")
         axes.set_title(title)
-        log_ticks(axes, "y")
+        style.log_ticks(axes, "y")
     entries = [
         (method_label(method), colors[method], "o", "")
         for (method,), _ in methods
     ]
-    key(figure, [*entries, *_KEY])
-    headline(
+    style.key(figure, [*entries, *_KEY])
+    style.headline(
         figure,
         "What passes all layers ends between "
         f"{min(last):.2g} and {max(last):.2g} cycles per pixel of the image",
@@ -163,19 +161,6 @@ def frequencies(
     )
 
 
-def _curves(
-    rows: list[dict[str, Any]], layer: dict[str, Any]
-) -> dict[str, list[float]]:
-    """The strides of a layer by axis, from before training on."""
-    return {
-        axis: [initial, *(row[name] for row in rows)]
-        for axis, initial in zip(_AXES, layer["initial"], strict=False)
-        if all(
-            (name := f"stride/{layer['name']}/{axis}") in row for row in rows
-        )
-    }
-
-
 def _draw_curves(
     axes: plt.Axes,
     name: str,
@@ -197,17 +182,14 @@ def _draw_curves(
         )
 
 
-def _moved_most(run: Any) -> str:
-    names = short_names([layer["name"] for layer in run.layers])
-    _, name, start, end = max(
-        (abs(end - start), f"{name} {axis}", start, end)
-        for name, layer in zip(names, run.layers, strict=True)
-        if layer["learned"]
-        for axis, start, end in zip(
-            _AXES, layer["initial"], layer["strides"], strict=False
-        )
+def _moved_most(run: Any, names: dict[str, str]) -> str:
+    strides = _learned(run.to_frame().T)
+    changes = (strides["end"] - strides["initial"]).abs()
+    most = strides.loc[changes.sort_values(kind="stable").index[-1]]
+    return (
+        f"The most moved stride: {names[most.layer]} {_AXES[most.axis]}, from "
+        f"{most.initial:.2f} to {most.end:.2f}"
     )
-    return f"The most moved stride: {name}, from {start:.2f} to {end:.2f}"
 
 
 def _learned(runs: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +254,8 @@ def _positions(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def _layer_axis(axes: plt.Axes, positions: dict[str, int]) -> None:
-    axes.set_xticks(list(positions.values()), short_names(list(positions)))
+    names = short_names(positions)
+    axes.set_xticks(list(positions.values()), list(names.values()))
     axes.set_xlim(-0.5, len(positions) - 0.5)
     axes.grid(axis="x", visible=False)
     for boundary in range(1, len(positions)):
@@ -290,7 +273,7 @@ def _draw_distribution(
     columns = ["layer", "start", "axis"]
     for (layer, start, axis), own in grouped(strides, columns):
         i = starts.index(start)
-        color, marker = SERIES[i % len(SERIES)]
+        color, marker = style.SERIES[i % len(style.SERIES)]
         middle = positions[layer] + step * (i - (len(starts) - 1) / 2)
         x = middle + step * (0.36 * axis - 0.18)
         first = own.iloc[0]
@@ -298,8 +281,8 @@ def _draw_distribution(
         if not math.isnan(first["low"]):
             axes.bar(
                 *(x, first["high"] - first["low"], 0.3 * step, first["low"]),
-                color=EXPECTED,
-                edgecolor=EXPECTED,
+                color=style.EXPECTED,
+                edgecolor=style.EXPECTED,
                 linewidth=3,
                 zorder=0.9,
             )
@@ -315,4 +298,4 @@ def _draw_distribution(
 def _bars(axes: plt.Axes, x: Any, y: Any, width: float) -> None:
     """Initial values, behind the dots."""
     half = np.full(len(x), width / 2)
-    axes.hlines(y, x - half, x + half, color=BAR, lw=2.5, zorder=1)
+    axes.hlines(y, x - half, x + half, color=style.BAR, lw=2.5, zorder=1)

@@ -16,6 +16,10 @@ from diffstride.errors import UserError
 from diffstride.settings import METHODS, STRIDES, bindings
 
 MISSING = "-"
+_NUMBERS = (
+    *("accuracy", "macs", "memory", "stride_cost"),
+    *("initial_factor", "factor"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +93,7 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
         raise UserError(_nothing(failed, unfinished))
     settings = _settings(ended)
     runs = pd.DataFrame(map(_facts, ended), dtype=object).join(settings)
-    numbers = dict.fromkeys(["accuracy", "macs", "memory"], float)
-    runs = runs.astype({**numbers, "moved": bool})
+    runs = runs.astype({**dict.fromkeys(_NUMBERS, float), "moved": bool})
     axes = _axes(runs, list(settings))
     cells = _cells(runs, axes)
     return Study(ended, failed, unfinished, runs, list(settings), axes, cells)
@@ -123,10 +126,8 @@ def pooled_deviation(accuracies: Any) -> float:
     NaN if no group has two values.
     """
     freedom = accuracies.count() - 1
-    squares = accuracies.var() * freedom
-    return (
-        math.sqrt(squares.sum() / freedom.sum()) if any(freedom) else math.nan
-    )
+    squares = (accuracies.var() * freedom).sum()
+    return math.sqrt(squares / freedom.sum()) if any(freedom) else math.nan
 
 
 def shown(study: Study, name: str | None = None) -> Shown:
@@ -169,19 +170,16 @@ def run_label(run: Any) -> str:
     return f"{method_label(run.method)} from {run[STRIDES]}, seed {run.seed}"
 
 
-def global_factor(layers: Iterable[dict[str, Any]], key: str) -> float:
-    """Product of all `"strides"`, or all `"initial"` ones, of a network."""
-    return math.prod(math.prod(layer[key]) for layer in layers)
-
-
-def short_names(names: list[str]) -> list[str]:
-    """Names such as `block 2` for layers, if these differ."""
-    short = [
-        name.removesuffix("/layer_1/pooling").replace("_", " ")
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Names such as `block 2` for those of layers, if these differ."""
+    short = {
+        name: name.removesuffix("/layer_1/pooling").replace("_", " ")
         for name in names
-    ]
-    short = ["stem" if name == "pooling" else name for name in short]
-    return short if len(set(short)) == len(names) else names
+    }
+    if "pooling" in short:
+        short["pooling"] = "stem"
+    distinct = len(set(short.values())) == len(short)
+    return short if distinct else {name: name for name in short}
 
 
 def _nothing(failed: list[Any], unfinished: list[Any]) -> str:
@@ -263,7 +261,10 @@ def _distinct_bindings(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What a run is and found: accuracy in %; costs in millions, or NaN."""
+    """What a run is and found, accuracy in % and costs in millions.
+
+    The factors are products of all strides, at the start and at the end.
+    """
     summary = record["summary"]
     layers = summary.get("pooling") or []
     rows = record.get("epochs") or []
@@ -276,11 +277,19 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "accuracy": 100 * summary["test_accuracy"],
         "macs": cost.get("macs", math.nan) / 1e6,
         "memory": cost.get("activation_bytes", math.nan) / 1e6,
+        "stride_cost": cost.get("stride_cost", math.nan),
+        "initial_factor": _product(layers, "initial"),
+        "factor": _product(layers, "strides"),
         "layers": layers,
         "learned": learned,
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }
+
+
+def _product(layers: list[dict[str, Any]], key: str) -> float:
+    products = [math.prod(layer[key]) for layer in layers]
+    return math.prod(products) if layers else math.nan
 
 
 def _method(record: dict[str, Any]) -> str:

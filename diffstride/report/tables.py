@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,6 @@ from diffstride.report.study import (
     MISSING,
     Study,
     axis_label,
-    global_factor,
     grouped,
     method_label,
     pooled_deviation,
@@ -102,19 +100,14 @@ def frontier_table(study: Study) -> str | None:
     ):
         if method not in study.given(LAMBDA):
             values[-1] = MISSING
-        last = [rows[-1] if rows else {} for rows in runs["rows"]]
-        factors = [
-            global_factor(layers, "strides") if layers else None
-            for layers in runs["layers"]
-        ]
         table.append(
             [
                 method_label(method),
                 *map(str, values),
                 _accuracy(runs["accuracy"]),
                 *_costs(runs),
-                _mean([row.get("stride_cost") for row in last], 3),
-                _mean(factors, 1),
+                _mean(runs["stride_cost"], 3),
+                _mean(runs["factor"], 1),
             ]
         )
     return markdown(header, table)
@@ -269,10 +262,9 @@ def _at_the_end(runs: pd.DataFrame, key: str, form: str) -> str:
     return ", ".join(texts)
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
+def _mean(values: pd.Series, digits: int) -> str:
     """The mean, if there is one of each."""
-    mean = pd.Series(values, dtype=float).mean(skipna=False)
-    return _number(mean, digits)
+    return _number(values.mean(skipna=False), digits)
 
 
 def _number(value: float, digits: int) -> str:
