@@ -66,6 +66,7 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
     A file is a path, or the name of a config that comes with this package.
     """
     paths = [str(_find(file)) for file in files]
+    disabled = logging.root.manager.disable
     logging.disable()  # Gin logs each place where a file is not.
     try:
         gin.parse_config_files_and_bindings(
@@ -91,7 +92,7 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> None:
         message = str(error).replace("bindings string", _BINDINGS)
         raise ConfigError(message) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     for key, value, where in _statements(files, bindings):
         _check(key, value, where)
     gin.finalize()
