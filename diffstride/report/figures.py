@@ -16,6 +16,7 @@ from diffstride.report.study import (
     axis_label,
     grouped,
     method_label,
+    present,
 )
 from diffstride.settings import LAMBDA, STRIDES
 
@@ -164,13 +165,13 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
             *(means.index, means, "_-"), color=colors[method], lw=1.3, ms=12
         )
         entries.append((method_label(method), colors[method], "o", "-"))
-    style.headline(
+    style.title(
         figure,
         f"From {'a start' if starts.nunique() == 1 else 'starts'} of "
         f"{style.between(starts)}, learned strides end at a global factor of "
         f"{style.between(ends)}",
+        entries,
     )
-    style.key(figure, entries)
     return figure
 
 
@@ -196,10 +197,8 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     figure, grid = style.panels(
         len(parts), columns, *size, sharey=not own_scales
     )
-    used = points[along].cat.remove_unused_categories().cat.categories
-    markers = {
-        v: style.SERIES[i % len(style.SERIES)][1] for i, v in enumerate(used)
-    }
+    looks = style.series(present(points[along]))
+    markers = {value: marker for value, (_, marker) in looks.items()}
     colors = style.method_colors(study.cells["method"])
     for axes, (context, part) in zip(grid, parts, strict=True):
         for (method,), curve in grouped(part, ["method"]):
@@ -210,16 +209,17 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
         axes.set_ylabel(f"test accuracy, %{scale}")
         axes.tick_params(labelbottom=True, labelleft=True)
     style.log_ticks(grid[0], "x")
-    style.headline(figure, _best_and_cheapest(points))
     of = "from" if along == STRIDES else axis_label(along)
-    present = points["method"].cat.remove_unused_categories().cat.categories
-    entries = [(method_label(m), colors[m], "", "-") for m in present]
+    entries = [
+        (method_label(method), colors[method], "", "-")
+        for method in present(points["method"])
+    ]
     entries += [
         (f"{of} {value}", style.START, marker, "")
         for value, marker in markers.items()
         if value != MISSING
     ]
-    style.key(figure, entries)
+    style.title(figure, _best_and_cheapest(points), entries)
     return figure
 
 

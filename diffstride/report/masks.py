@@ -55,7 +55,7 @@ def masks(run: Any) -> plt.Figure | str:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("cycles per pixel of the layer's input", fontsize=10)
     figure.supylabel("weight in the mask", fontsize=10)
-    style.headline(figure, f"{_what_changed(found)} (width; {run_label(run)})")
+    style.title(figure, f"{_what_changed(found)} (width; {run_label(run)})")
     return figure
 
 

@@ -13,6 +13,7 @@ from diffstride.report.masks import sizes_of_inputs
 from diffstride.report.study import (
     grouped,
     method_label,
+    present,
     run_label,
     short_names,
 )
@@ -33,16 +34,16 @@ def trajectories(run: Any) -> plt.Figure | str:
     figure, axes = plt.subplots(figsize=(9, 5))
     names = short_names(layer["name"] for layer in run.layers)
     rows = pd.DataFrame(run.rows).dropna(axis="columns")
-    for layer, look in zip(
-        run.layers, itertools.cycle(style.SERIES), strict=False
-    ):
+    looks = style.series(names)
+    for layer in run.layers:
+        name = layer["name"]
         curves = {
             axis: [initial, *rows[column]]
             for axis, initial in zip(_AXES, layer["initial"], strict=True)
-            if (column := f"stride/{layer['name']}/{axis}") in rows
+            if (column := f"stride/{name}/{axis}") in rows
         }
         if layer["learned"]:
-            _draw_curves(axes, names[layer["name"]], curves, look)
+            _draw_curves(axes, names[name], curves, *looks[name])
     lines = sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
     if not lines:
         plt.close(figure)
@@ -57,7 +58,7 @@ def trajectories(run: Any) -> plt.Figure | str:
         title="stride at the end",
         handlelength=3,
     )
-    style.headline(figure, f"{_moved_most(run, names)} ({run_label(run)})")
+    style.title(figure, f"{_moved_most(run, names)} ({run_label(run)})")
     return figure
 
 
@@ -72,9 +73,9 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
         squeeze=False,
     )
     positions = _positions(runs)
-    starts = list(runs[STRIDES].cat.remove_unused_categories().cat.categories)
+    looks = style.series(present(runs[STRIDES]))
     for axes, ((method,), own) in zip(grid.flat, methods, strict=True):
-        _draw_distribution(axes, own, starts, positions)
+        _draw_distribution(axes, own, looks, positions)
         axes.set_title(method_label(method), loc="left", fontweight="bold")
         axes.set_ylabel("stride")
     for axes in grid.flat:
@@ -82,15 +83,12 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
         axes.autoscale_view()
         style.log_ticks(axes, "y")
     entries = [
-        (f"from {start}", *style.SERIES[i % len(style.SERIES)], "")
-        for i, start in enumerate(starts)
+        *((f"from {start}", *look, "") for start, look in looks.items()),
+        *_KEY,
     ]
     if strides["low"].notna().any():
-        entries += [*_KEY, ("expected", style.EXPECTED, "s", "")]
-    else:
-        entries += _KEY
-    style.key(figure, entries)
-    style.headline(figure, _how_they_moved(strides))
+        entries.append(("expected", style.EXPECTED, "s", ""))
+    style.title(figure, _how_they_moved(strides), entries)
     return figure
 
 
@@ -131,11 +129,11 @@ def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
         (method_label(method), colors[method], "o", "")
         for (method,), _ in methods
     ]
-    style.key(figure, [*entries, *_KEY])
-    style.headline(
+    style.title(
         figure,
         "What passes all layers ends between "
         f"{min(last):.2g} and {max(last):.2g} cycles per pixel of the image",
+        [*entries, *_KEY],
     )
     return figure
 
@@ -165,15 +163,16 @@ def _draw_curves(
     axes: plt.Axes,
     name: str,
     curves: dict[str, list[float]],
-    look: tuple[str, str],
+    color: str,
+    marker: str,
 ) -> None:
     if len(curves) > 1 and curves["height"] == curves["width"]:
         curves = {"": curves["height"]}
     for axis, values in curves.items():
         axes.plot(
             *(range(len(values)), values),
-            color=look[0],
-            marker=look[1],
+            color=color,
+            marker=marker,
             markevery=max(len(values) // 10, 1),
             ls="--" if axis == "width" else "-",
             fillstyle=_FILLS[axis == "width"],
@@ -265,15 +264,16 @@ def _layer_axis(axes: plt.Axes, positions: dict[str, int]) -> None:
 def _draw_distribution(
     axes: plt.Axes,
     strides: pd.DataFrame,
-    starts: list[Any],
+    looks: dict[Any, tuple[str, str]],
     positions: dict[str, int],
 ) -> None:
     """Dots in columns: layers, in them initial strides, in them axes."""
+    starts = list(looks)
     step = 0.8 / len(starts)
     columns = ["layer", "start", "axis"]
     for (layer, start, axis), own in grouped(strides, columns):
         i = starts.index(start)
-        color, marker = style.SERIES[i % len(style.SERIES)]
+        color, marker = looks[start]
         middle = positions[layer] + step * (i - (len(starts) - 1) / 2)
         x = middle + step * (0.36 * axis - 0.18)
         first = own.iloc[0]

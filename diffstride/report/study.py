@@ -119,6 +119,11 @@ def grouped(
         yield from frame.groupby(columns, sort=False, observed=True)
 
 
+def present(column: pd.Series) -> list[Any]:
+    """The categories that a column of `Study.cells` has, in order."""
+    return list(column.cat.remove_unused_categories().cat.categories)
+
+
 def pooled_deviation(accuracies: Any) -> float:
     """The standard deviation within the groups of a grouped column.
 

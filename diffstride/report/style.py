@@ -1,8 +1,10 @@
 """How figures look."""
 
+import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +19,7 @@ from diffstride.settings import METHODS  # noqa: E402
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#000000", "#009E73", "#D55E00", "#0072B2", "#56B4E9")
 _METHODS = dict(zip(METHODS, _COLORS, strict=True))
-_OTHER_METHODS = ("#CC79A7", "#E69F00", "#999999")
+_OTHERS = ("#CC79A7", "#E69F00", "#999999")
 SERIES = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -57,12 +59,8 @@ plt.rcParams.update(
 
 def method_colors(methods: pd.Series) -> dict[str, str]:
     """Colours of all methods of a report; ours have the same in each."""
-    names = methods.cat.categories
-    others = [name for name in names if name not in _METHODS]
-    return {
-        **{m: _OTHER_METHODS[i % 3] for i, m in enumerate(others)},
-        **_METHODS,
-    }
+    others = methods.cat.categories.difference(_METHODS, sort=False)
+    return dict(zip(others, itertools.cycle(_OTHERS), strict=False)) | _METHODS
 
 
 def panels(
@@ -82,25 +80,34 @@ def panels(
     return figure, grid.flat[:count]
 
 
-def headline(figure: plt.Figure, text: str) -> None:
-    """Puts a statement over a figure, on as many lines as it takes."""
-    width = int(figure.get_figwidth() * 11.5)
-    figure.suptitle("\n".join(textwrap.wrap(text, width)), fontsize=11.5)
+def series(values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
+    """Colours and markers of some values."""
+    return dict(zip(values, itertools.cycle(SERIES), strict=False))
 
 
-def key(
-    figure: plt.Figure, entries: Sequence[tuple[str, str, str, str]]
+def title(
+    figure: plt.Figure,
+    text: str,
+    entries: Sequence[tuple[str, str, str, str]] = (),
 ) -> None:
-    """A legend under the axes: text, colour, marker, line style of each."""
+    """Puts a statement over a figure, and a legend under it.
+
+    An entry is text, colour, marker and line style.
+    """
+    width = figure.get_figwidth()
+    lines = textwrap.wrap(text, int(width * 11.5))
+    figure.suptitle("\n".join(lines), fontsize=11.5)
+    if not entries:
+        return
     handles = [
-        plt.Line2D([], [], color=color, marker=marker, ls=line, label=text)
-        for text, color, marker, line in entries
+        plt.Line2D([], [], color=color, marker=marker, ls=line, label=label)
+        for label, color, marker, line in entries
     ]
-    longest = max(len(text) for text, *_ in entries)
+    longest = max(len(label) for label, *_ in entries)
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=max(1, int(figure.get_figwidth() * 13 / (longest + 7))),
+        ncols=max(1, int(width * 13 / (longest + 7))),
         columnspacing=1.5,
     )
 
