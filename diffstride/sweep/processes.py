@@ -27,14 +27,7 @@ class Stopped(Exception):
 
 
 class Process:
-    """A command under way.
-
-    Args:
-        command: program and arguments.
-        log: file to append its output to.
-        lock: file of `locked`, which stays locked while the command runs.
-        jobs: number of processes that share the cores.
-    """
+    """A command under way, with its output in `log`, holding `lock`."""
 
     def __init__(
         self,
@@ -97,15 +90,6 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
     """Makes a folder, and keeps others out of it.
 
     The lock holds until this process and those that were given it have ended.
-
-    Args:
-        folder: the folder.
-
-    Yields:
-        The lock, for `Process`.
-
-    Raises:
-        UserError: if another process holds it, or it cannot be made.
     """
     with (make_folder(folder, "--workdir") / "sweep.lock").open("w") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -122,11 +106,7 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[Callable[[], None]]:
-    """Notes SIGINT and SIGTERM, instead of ending at any point of the program.
-
-    Yields:
-        A function that raises `Stopped` if there was one.
-    """
+    """Notes SIGINT and SIGTERM; what it yields raises `Stopped` after one."""
     noted: list[int] = []
 
     def note(number: int, frame: Any) -> None:
