@@ -14,13 +14,6 @@ from typing import Any
 from diffstride.errors import UserError
 from diffstride.files import read_rows
 
-_BARE = {
-    "settings": {},
-    "gin_config": None,
-    "bindings": [],
-    "jobs": None,
-    "error": None,
-}
 _PARTS = ("run.json", "summary.json", "metrics.jsonl")
 
 
@@ -29,7 +22,11 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
     root = pathlib.Path(workdir)
     return {
         "name": root.resolve().name,
-        **_BARE,
+        "settings": {},
+        "gin_config": None,
+        "bindings": [],
+        "jobs": None,
+        "error": None,
         **(read_json(root / "run.json") or {}),
         "summary": read_json(root / "summary.json"),
         "epochs": read_rows(root / "metrics.jsonl"),

@@ -128,18 +128,16 @@ def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
         if not isinstance(values, list) or not values or "" in values:
             raise UserError(f"The axis {axis} needs a list of values")
         checked[axis] = [_value(axis, value) for value in values]
-        for value in checked[axis]:
-            _check(axis, value)
+    for value in checked.get("method", []):
+        if value not in METHODS:
+            raise UserError(
+                f"`method` must be one of {', '.join(METHODS)}. "
+                f"Received: {value}"
+            )
+    for value in checked.get("seed", []):
+        if type(value) is not int:
+            raise UserError(f"`seed` must be a whole number. Received: {value}")
     return checked
-
-
-def _check(axis: str, value: Value) -> None:
-    if axis == "method" and value not in METHODS:
-        raise UserError(
-            f"`method` must be one of {', '.join(METHODS)}. Received: {value}"
-        )
-    if axis == "seed" and type(value) is not int:
-        raise UserError(f"`seed` must be a whole number. Received: {value}")
 
 
 def _number(text: str) -> Value:

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import fcntl
-import functools
 import os
 import pathlib
 import re
@@ -152,10 +151,11 @@ def _die_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
 
-    def die_with(parent: int) -> None:
+    def die_with_parent() -> None:
         prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:  # It died before that call.
             os._exit(1)
 
-    return functools.partial(die_with, os.getpid())
+    return die_with_parent

@@ -97,7 +97,10 @@ class Sweep:
                     elif not process.has_ended():
                         continue
                     running.remove((run, process))
-                    error = error or process.error() or self._missing(run)
+                    error = error or process.error()
+                    summary = self.workdir(run) / "summary.json"
+                    if not error and not summary.exists():
+                        error = f"It left no {summary.name}"
                     if error:
                         failed[run.name] = error
                         self._record(run, error)
@@ -128,10 +131,6 @@ class Sweep:
         record = {**self._identity(run), "jobs": self.jobs, "error": error}
         text = json.dumps(record, indent=1) + "\n"
         replace_text(self.workdir(run) / "run.json", text)
-
-    def _missing(self, run: Run) -> str | None:
-        summary = self.workdir(run) / "summary.json"
-        return None if summary.exists() else f"It left no {summary.name}"
 
     def _check_output(self) -> None:
         """Refuses to write over what is not in the workdirs."""
@@ -193,10 +192,10 @@ class Sweep:
             method: statistics.mean(each) for method, each in seconds.items()
         }
         of_others = statistics.mean(means.values())
-        each = [
+        total = sum(
             means.get(run.settings.get("method"), of_others) for run in left
-        ]
-        return sum(each) / min(self.jobs, len(left))
+        )
+        return total / min(self.jobs, len(left))
 
 
 def without_effect(run: Run, log: str) -> str | None:
