@@ -8,12 +8,7 @@ import keras
 
 
 def environment() -> dict[str, Any]:
-    """Names versions and devices.
-
-    Returns:
-        `python`, `keras` and the backend, by its name: versions. `devices`:
-        names of the accelerators, or such as `["2 CPU cores"]`.
-    """
+    """Names versions and devices."""
     backend = keras.backend.backend()
     return {
         "python": platform.python_version(),

@@ -39,14 +39,7 @@ def as_config_errors() -> Iterator[None]:
 def run_reporting_errors(
     main: Callable[[list[str]], int],
 ) -> Callable[[list[str]], int]:
-    """Wraps a `main` so that a `UserError` is one line on stderr and status 1.
-
-    Args:
-        main: takes the command line, returns the exit status.
-
-    Returns:
-        A function for `absl.app.run`.
-    """
+    """Makes a `UserError` of `main` one line on stderr and status 1."""
 
     @functools.wraps(main)
     def wrapper(argv: list[str]) -> int:

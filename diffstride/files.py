@@ -10,32 +10,14 @@ from diffstride.errors import UserError
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads a JSON-lines file, without a last line that was cut short.
-
-    Args:
-        path: the file; it need not exist.
-
-    Returns:
-        One dictionary for each complete line.
-    """
+    """Reads a JSON-lines file, without a last line that was cut short."""
     path = pathlib.Path(path)
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def make_folder(path: str | os.PathLike, setting: str) -> pathlib.Path:
-    """Makes a folder, if it is not there.
-
-    Args:
-        path: the folder.
-        setting: what it was given as, for the error.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
+    """Makes a folder, if it is not there; `setting` is what named it."""
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +34,7 @@ def replace_file(
 ) -> None:
     """Writes a file beside its place, then puts it there in one step.
 
-    Args:
-        path: the file to replace.
-        write: writes a file at the path it is given, of the same suffixes.
+    `write` gets a path with the same suffixes.
     """
     beside = path.with_name(f"unfinished.{path.name}")
     write(beside)
@@ -64,10 +44,5 @@ def replace_file(
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file of text in one step, as `replace_file` does.
-
-    Args:
-        path: the file to replace.
-        text: its new content.
-    """
+    """Writes a file of text in one step, as `replace_file` does."""
     replace_file(path, lambda beside: beside.write_text(text))

@@ -4,12 +4,7 @@ from collections.abc import Sequence
 
 
 def human(number: float, unit: str = "") -> str:
-    """Returns a number with a decimal prefix, such as `"12.3 MB"`.
-
-    Args:
-        number: the number, >= 0.
-        unit: its unit, such as `"B"`.
-    """
+    """Returns a number with a decimal prefix, such as `"12.3 MB"`."""
     # 999.95 of one prefix would be rounded to 1000.0.
     for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.99995 * factor:
@@ -18,15 +13,7 @@ def human(number: float, unit: str = "") -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a table in Markdown.
-
-    Args:
-        header: names of the columns.
-        rows: cells of each row.
-
-    Returns:
-        The table, with `|` in cells escaped.
-    """
+    """Lays out a table in Markdown, with `|` in cells escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
@@ -37,15 +24,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def aligned(
     rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> list[str]:
-    """Lays out a table.
-
-    Args:
-        rows: the cells of each row.
-        right: which columns are aligned on the right.
-
-    Returns:
-        A line for each row.
-    """
+    """Lays out a table, a line a row; `right` lists right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -6,13 +6,14 @@ which the tools can do without: it is left to whoever else imports keras.
 """
 
 import importlib
-import importlib.abc
 import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
 
-_REGISTERING = ("diffstride.pooling", "diffstride.resnet")
+# Modules that do not import keras. Where one of the others imports it first, it
+# is half made, and registering in there would import in a circle.
+_LIGHT = {"registration", "errors", "files", "formatting", "runs", "settings"}
 
 
 def register_with_keras() -> None:
@@ -24,12 +25,12 @@ def register_with_keras() -> None:
 
 
 def _register() -> None:
-    for name in _REGISTERING:
-        importlib.import_module(name)
+    importlib.import_module("diffstride.pooling")
+    importlib.import_module("diffstride.resnet")
 
 
-class _KerasFinder(importlib.abc.MetaPathFinder):
-    """Finds keras as others do, with a loader that registers afterwards."""
+class _KerasFinder:
+    """Finds keras as others do, and has its loader register afterwards."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
@@ -42,41 +43,15 @@ class _KerasFinder(importlib.abc.MetaPathFinder):
         finally:
             # Whoever looks for keras need not import it.
             sys.meta_path.insert(0, cls)
-        # Where one of our modules imports keras it registers what it has.
-        if spec is not None and not _being_imported():
-            spec.loader = _Loader(spec.loader)
+        ours = {n[11:] for n in sys.modules if n.startswith("diffstride.")}
+        if spec is None or ours - _LIGHT:
+            return spec
+
+        def exec_module(module: ModuleType) -> None:
+            sys.meta_path.remove(cls)
+            del spec.loader.exec_module  # This one, set below.
+            spec.loader.exec_module(module)
+            _register()
+
+        spec.loader.exec_module = exec_module
         return spec
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any):
-        self._loader = loader
-
-    def create_module(self, spec: Any) -> ModuleType | None:
-        """Makes the module as its own loader does."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Runs keras, then registers."""
-        sys.meta_path.remove(_KerasFinder)
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _register()
-
-
-def _being_imported() -> bool:
-    ours = (name for name in sys.modules if name.startswith("diffstride."))
-    return any(name not in _LIGHT for name in ours)
-
-
-_LIGHT = {
-    f"diffstride.{name}"
-    for name in (
-        "registration",
-        "errors",
-        "files",
-        "formatting",
-        "runs",
-        "settings",
-    )
-}

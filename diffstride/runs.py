@@ -14,30 +14,19 @@ from typing import Any
 from diffstride.errors import UserError
 from diffstride.files import read_rows
 
-_BARE = {
-    "settings": {},
-    "gin_config": None,
-    "bindings": [],
-    "jobs": None,
-    "error": None,
-}
 _PARTS = ("run.json", "summary.json", "metrics.jsonl")
 
 
 def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Packs a workdir into a record.
-
-    Args:
-        workdir: the folder of a run, finished or not. If no sweep made it, its
-            settings are empty and its name is the folder's.
-
-    Returns:
-        The record.
-    """
+    """Packs a workdir, finished or not, into a record."""
     root = pathlib.Path(workdir)
     return {
         "name": root.resolve().name,
-        **_BARE,
+        "settings": {},
+        "gin_config": None,
+        "bindings": [],
+        "jobs": None,
+        "error": None,
         **(read_json(root / "run.json") or {}),
         "summary": read_json(root / "summary.json"),
         "epochs": read_rows(root / "metrics.jsonl"),
@@ -45,29 +34,12 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_runs(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
-    """Reads records.
-
-    Args:
-        paths: workdirs, folders of workdirs, and `.jsonl` files of records.
-
-    Returns:
-        The records, in the order of the paths; those of a folder by name.
-
-    Raises:
-        UserError: if there is none at one of the paths.
-    """
+    """Reads workdirs, folders of workdirs, and `.jsonl` files of records."""
     return [record for path in paths for record in _read(pathlib.Path(path))]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Reads a JSON file, if there is one.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its content, or `None`.
-    """
+    """Reads a JSON file; `None` if there is none."""
     return json.loads(path.read_text()) if path.exists() else None
 
 

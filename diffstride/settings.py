@@ -40,15 +40,7 @@ AXES = ("method", *PARAMETERS, "seed")
 
 
 def parameters(settings: dict[str, Any], axis: str) -> list[str]:
-    """Lists the gin parameters that an axis sets, if the method has them.
-
-    Args:
-        settings: those of a run, axis -> value.
-        axis: one of `AXES`, or a gin parameter.
-
-    Returns:
-        Full names; none for the method and the seed, which are set otherwise.
-    """
+    """Lists the gin parameters that an axis sets, if the method has them."""
     if axis in ("method", "seed"):
         return []
     method = settings.get("method")
@@ -62,14 +54,7 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
 
 
 def bindings(settings: dict[str, Any]) -> list[str]:
-    """Lists the gin bindings that the settings of a run mean.
-
-    Args:
-        settings: axis -> value.
-
-    Returns:
-        Bindings, such as `"resnet.Resnet.strides = '1,1,2,2'"`.
-    """
+    """Lists the gin bindings that the settings of a run mean."""
     lines = list(METHODS.get(settings.get("method"), []))
     for axis, value in settings.items():
         for parameter in parameters(settings, axis):

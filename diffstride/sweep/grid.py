@@ -27,13 +27,7 @@ Settings = dict[str, Value]
 
 
 class Grid(NamedTuple):
-    """What is asked for.
-
-    Attributes:
-        products: each from axes to their values; all combinations of these.
-        gin_config: config of all runs, if the grid names one.
-        bindings: gin bindings of all runs.
-    """
+    """What is asked for: all combinations within each of the products."""
 
     products: list[dict[str, list[Value]]]
     gin_config: str | None = None
@@ -41,13 +35,7 @@ class Grid(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run of a sweep.
-
-    Attributes:
-        name: folder of the run; tells its settings.
-        settings: axis -> value.
-        bindings: the gin bindings that they mean.
-    """
+    """One run of a sweep; its name, a folder, tells its settings."""
 
     name: str
     settings: Settings
@@ -55,18 +43,7 @@ class Run(NamedTuple):
 
 
 def load(texts: Sequence[str]) -> Grid:
-    """Reads grids as they stand on the command line.
-
-    Args:
-        texts: one TOML file, or axes such as `"seed=0|1"`, which make up one
-            product.
-
-    Returns:
-        The grid.
-
-    Raises:
-        UserError: if it is neither.
-    """
+    """Reads one TOML file, or axes such as `"seed=0|1"` of one product."""
     if len(texts) == 1 and texts[0].endswith(".toml"):
         return _load_file(pathlib.Path(texts[0]))
     product = {}
@@ -88,15 +65,6 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
     Settings that do not reach the method of a run are taken out, and of runs
     that are then alike one is kept. Seeds vary slowest, so that a sweep that is
     stopped half-way has covered all settings.
-
-    Args:
-        products: as in `Grid`.
-
-    Returns:
-        The runs, in the order in which to make them.
-
-    Raises:
-        UserError: if two runs would have the same name.
     """
     settings: dict[str, Settings] = {}
     for product in products:
@@ -160,18 +128,16 @@ def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
         if not isinstance(values, list) or not values or "" in values:
             raise UserError(f"The axis {axis} needs a list of values")
         checked[axis] = [_value(axis, value) for value in values]
-        for value in checked[axis]:
-            _check(axis, value)
+    for value in checked.get("method", []):
+        if value not in METHODS:
+            raise UserError(
+                f"`method` must be one of {', '.join(METHODS)}. "
+                f"Received: {value}"
+            )
+    for value in checked.get("seed", []):
+        if type(value) is not int:
+            raise UserError(f"`seed` must be a whole number. Received: {value}")
     return checked
-
-
-def _check(axis: str, value: Value) -> None:
-    if axis == "method" and value not in METHODS:
-        raise UserError(
-            f"`method` must be one of {', '.join(METHODS)}. Received: {value}"
-        )
-    if axis == "seed" and type(value) is not int:
-        raise UserError(f"`seed` must be a whole number. Received: {value}")
 
 
 def _number(text: str) -> Value:

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import fcntl
-import functools
 import os
 import pathlib
 import re
@@ -27,14 +26,7 @@ class Stopped(Exception):
 
 
 class Process:
-    """A command under way.
-
-    Args:
-        command: program and arguments.
-        log: file to append its output to.
-        lock: file of `locked`, which stays locked while the command runs.
-        jobs: number of processes that share the cores.
-    """
+    """A command under way, with its output in `log`, holding `lock`."""
 
     def __init__(
         self,
@@ -97,15 +89,6 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
     """Makes a folder, and keeps others out of it.
 
     The lock holds until this process and those that were given it have ended.
-
-    Args:
-        folder: the folder.
-
-    Yields:
-        The lock, for `Process`.
-
-    Raises:
-        UserError: if another process holds it, or it cannot be made.
     """
     with (make_folder(folder, "--workdir") / "sweep.lock").open("w") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -122,11 +105,7 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[Callable[[], None]]:
-    """Notes SIGINT and SIGTERM, instead of ending at any point of the program.
-
-    Yields:
-        A function that raises `Stopped` if there was one.
-    """
+    """Notes SIGINT and SIGTERM; what it yields raises `Stopped` after one."""
     noted: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -172,10 +151,11 @@ def _die_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
 
-    def die_with(parent: int) -> None:
+    def die_with_parent() -> None:
         prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:  # It died before that call.
             os._exit(1)
 
-    return functools.partial(die_with, os.getpid())
+    return die_with_parent

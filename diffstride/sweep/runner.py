@@ -23,17 +23,7 @@ _POLL_SECONDS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What to run, and where.
-
-    Attributes:
-        runs: the plan.
-        folder: holds the workdirs.
-        gin_config: config of all runs.
-        bindings: gin bindings of all runs.
-        data_dir: where TFDS data lies, or `None`.
-        jobs: number of runs at once.
-        output: file of records, or `None`.
-    """
+    """What to run, and where: `folder` holds the workdirs."""
 
     runs: list[Run]
     folder: pathlib.Path
@@ -48,17 +38,7 @@ class Sweep:
         return self.folder / run.name
 
     def state(self, run: Run) -> str:
-        """Tells how far a run is.
-
-        Args:
-            run: one of the runs.
-
-        Returns:
-            `"finished"`, `"failed"`, `"started"` or `"to do"`.
-
-        Raises:
-            UserError: if the run's folder holds another run.
-        """
+        """Tells how far a run is; refuses a folder that holds another run."""
         workdir = self.workdir(run)
         found = read_json(workdir / "run.json")
         finished = (workdir / "summary.json").exists()
@@ -93,16 +73,8 @@ class Sweep:
     def make(self, lock: TextIO, check: Callable[[], None]) -> dict[str, str]:
         """Makes the runs that are not finished, several at once.
 
-        Args:
-            lock: a file that stays locked while one of the runs is alive.
-            check: called again and again, may raise to end the sweep and its
-                runs.
-
-        Returns:
-            Name and error of each run that failed.
-
-        Raises:
-            UserError: if the output holds what is not of these runs.
+        `check` may raise, to end the sweep and its runs. Returns name and error
+        of each run that failed.
         """
         waiting = collections.deque(
             run for run in self.runs if self.state(run) != "finished"
@@ -125,7 +97,10 @@ class Sweep:
                     elif not process.has_ended():
                         continue
                     running.remove((run, process))
-                    error = error or process.error() or self._missing(run)
+                    error = error or process.error()
+                    summary = self.workdir(run) / "summary.json"
+                    if not error and not summary.exists():
+                        error = f"It left no {summary.name}"
                     if error:
                         failed[run.name] = error
                         self._record(run, error)
@@ -156,10 +131,6 @@ class Sweep:
         record = {**self._identity(run), "jobs": self.jobs, "error": error}
         text = json.dumps(record, indent=1) + "\n"
         replace_text(self.workdir(run) / "run.json", text)
-
-    def _missing(self, run: Run) -> str | None:
-        summary = self.workdir(run) / "summary.json"
-        return None if summary.exists() else f"It left no {summary.name}"
 
     def _check_output(self) -> None:
         """Refuses to write over what is not in the workdirs."""
@@ -221,22 +192,14 @@ class Sweep:
             method: statistics.mean(each) for method, each in seconds.items()
         }
         of_others = statistics.mean(means.values())
-        each = [
+        total = sum(
             means.get(run.settings.get("method"), of_others) for run in left
-        ]
-        return sum(each) / min(self.jobs, len(left))
+        )
+        return total / min(self.jobs, len(left))
 
 
 def without_effect(run: Run, log: str) -> str | None:
-    """Finds the settings that `diffstride.main` says nothing uses.
-
-    Args:
-        run: a run.
-        log: what it has written.
-
-    Returns:
-        The error, or `None` if there are no such settings.
-    """
+    """Finds the settings that `diffstride.main` says nothing uses."""
     unused = set(re.findall(r"`([\w.]+)` is set in .* nothing in", log))
     axes = [
         axis
