@@ -7,7 +7,7 @@ Names are imported when they are first used, so that the tools (`sweep`,
 import importlib
 from typing import Any
 
-from diffstride.registration import register_with_keras
+from diffstride.registration import register, register_with_keras
 
 _MODULES = {
     "add_stride_cost": "budget",
@@ -34,6 +34,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    register()
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -49,9 +49,9 @@ def add_stride_cost(
     `frozen=True` not at all. Where no stride is trained nothing is added.
 
     The term is among `model.losses`, like any regulariser: `fit` and
-    `evaluate` include it on every backend, and with `static_sizes`. It is no
-    part of what is saved; call this again on a model that was loaded, cloned
-    or frozen.
+    `evaluate` include it on every backend, and with `static_sizes`; each stride
+    that is trained brings an equal part of it. It is no part of what is saved;
+    call this again on a model that was loaded, cloned or frozen.
 
     Args:
         model: any built model that holds DiffStride layers.

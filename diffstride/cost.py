@@ -81,7 +81,7 @@ def model_cost(model: keras.Model, input_shape: Any = None) -> ModelCost:
     their own), in bytes of their dtype: about what training keeps for the
     gradient. It is a figure to compare models by, and not the peak of memory:
     results of what a model computes outside of its leaf layers, such as the
-    ReLUs and sums of a `Resnet`, are not seen.
+    sums of a `Resnet`, are not seen.
 
     Args:
         model: any built model.

@@ -11,20 +11,24 @@ import sys
 from types import ModuleType
 from typing import Any
 
-# Modules that do not import keras. Where one of the others imports it first, it
-# is half made, and registering in there would import in a circle.
-_LIGHT = {"registration", "errors", "files", "formatting", "runs", "settings"}
+# What the layers import of this package. Where one of these imports keras it is
+# half made itself, and registering in there would import in a circle.
+_NEEDED = {
+    *("pooling", "resnet", "masks", "resampling", "numerics", "static"),
+    "internals",
+}
 
 
 def register_with_keras() -> None:
     """Registers the layers now, or else once keras has been imported."""
     if "keras" in sys.modules:
-        _register()
+        register()
     else:
         sys.meta_path.insert(0, _KerasFinder)
 
 
-def _register() -> None:
+def register() -> None:
+    """Registers the layers, which takes keras."""
     importlib.import_module("diffstride.pooling")
     importlib.import_module("diffstride.resnet")
 
@@ -44,14 +48,14 @@ class _KerasFinder:
             # Whoever looks for keras need not import it.
             sys.meta_path.insert(0, cls)
         ours = {n[11:] for n in sys.modules if n.startswith("diffstride.")}
-        if spec is None or ours - _LIGHT:
+        if spec is None or ours & _NEEDED:
             return spec
 
         def exec_module(module: ModuleType) -> None:
-            sys.meta_path.remove(cls)
             del spec.loader.exec_module  # This one, set below.
             spec.loader.exec_module(module)
-            _register()
+            sys.meta_path.remove(cls)
+            register()
 
         spec.loader.exec_module = exec_module
         return spec

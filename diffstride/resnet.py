@@ -6,14 +6,13 @@ the stem and one for each projecting residual layer, where it serves the main
 branch and the shortcut alike.
 """
 
-import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from diffstride.internals import sublayers
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -21,47 +20,50 @@ PoolingClass = Callable[..., keras.layers.Layer] | None
 Stride = int | float | Sequence[float]
 
 
-class SavesPooling:
-    """Mixin: saves the pooling layers in the place of `pooling_cls`.
+class _Saved:
+    """A pooling factory: makes the layers that were saved, in their order.
 
-    That may be any callable, such as a partial or a class configured elsewhere,
-    of which a saved model could not tell what it makes.
+    `pooling_cls` may be any callable, such as a partial or a class configured
+    elsewhere, of which a saved model could not tell what it makes. The layers
+    themselves stand in its place in a config.
     """
 
-    @classmethod
-    def from_config(cls, config: dict) -> Any:
-        """Makes the layer or model of what `get_config` returned."""
-        saved = config.get("pooling_cls")
-        if saved is None:
-            return cls(**config)
-        if isinstance(saved, dict):
-            # Before version 0.2 one layer stood for all of them.
-            layer = keras.saving.deserialize_keras_object(saved)
-            factory = functools.partial(type(layer), **_free_config(layer))
-        else:
-            layers = map(keras.saving.deserialize_keras_object, saved)
-            factory = functools.partial(_next, iter(layers))
-        return cls(**{**config, "pooling_cls": factory})
+    def __init__(self, configs: Sequence[dict], learned: bool = True):
+        self._configs = itertools.cycle(configs)
+        self._learned = learned
 
-    def _saved_pooling(self) -> list[dict] | None:
-        if self.pooling_cls is None:
-            return None
-        made = [
-            keras.saving.serialize_keras_object(layer)
-            for layer in sublayers(self)
-            if layer.name == _POOLING
-        ]
-        for config in made:  # They are built with what they are part of.
-            config.pop("build_config", None)
-        return made
+    def __call__(self, **decided: Any) -> keras.layers.Layer:
+        saved = next(self._configs)
+        config = saved["config"]
+        if self._learned and config.get("frozen"):
+            decided.pop("strides")
+        decided = {key: decided[key] for key in decided if key in config}
+        return keras.saving.deserialize_keras_object(
+            {**saved, "config": {**config, **decided}, "build_config": None}
+        )
 
 
-# Name of all pooling layers of these networks.
-_POOLING = "pooling"
+def _pooling_factory(pooling_cls: Any) -> Callable | None:
+    """What makes pooling layers, from an argument or from its saved form."""
+    if pooling_cls is None or callable(pooling_cls):
+        return pooling_cls
+    if isinstance(pooling_cls, dict):  # Of version 0.1: one for all.
+        return _Saved([pooling_cls], learned=False)
+    return _Saved(list(pooling_cls))
+
+
+def _saved_pooling(layer: Any) -> list[dict] | None:
+    """Saved form of `pooling_cls`, of a layer or model that has made layers."""
+    if layer.pooling_cls is None:
+        return None
+    return [
+        keras.saving.serialize_keras_object(pooling)
+        for pooling in layer.pooling_layers
+    ]
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResidualLayer(SavesPooling, keras.layers.Layer):
+class ResidualLayer(keras.layers.Layer):
     """Pre-activation residual layer.
 
     Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv. Shortcut: the input,
@@ -72,8 +74,9 @@ class ResidualLayer(SavesPooling, keras.layers.Layer):
         kernel_size: size of the convolutions of the main branch.
         strides: stride of the layer, a number or a pair (height, width).
             Integers unless `pooling_cls` takes others.
-        pooling_cls: `None`, or a pooling layer class that takes `strides` and
-            `data_format`; any callable with these arguments will do.
+        pooling_cls: `None`, or a pooling layer class that takes `strides`,
+            `data_format`, `dtype` and `name`; any callable with these
+            arguments will do.
         project: whether the shortcut is a 1x1 convolution. A layer that does
             not project keeps size and number of channels.
         channels_first: whether channels come first; `None` follows
@@ -122,7 +125,7 @@ class ResidualLayer(SavesPooling, keras.layers.Layer):
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
-        self.pooling_cls = pooling_cls
+        self.pooling_cls = _pooling_factory(pooling_cls)
         self.project = project
         self.channels_first = _resolve_channels_first(channels_first)
         self.weight_decay = weight_decay
@@ -135,7 +138,7 @@ class ResidualLayer(SavesPooling, keras.layers.Layer):
         self.conv_shortcut = None
         if project:
             if pooling_cls is not None:
-                self.pooling = parts.pooling(pooling_cls, strides)
+                self.pooling = parts.pooling(self.pooling_cls, strides)
             self.conv_shortcut = parts.conv(
                 filters, 1, conv_strides, "conv_shortcut"
             )
@@ -191,11 +194,16 @@ class ResidualLayer(SavesPooling, keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "pooling_cls": self._saved_pooling(),
+            "pooling_cls": _saved_pooling(self),
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
         }
+
+    @property
+    def pooling_layers(self) -> list[keras.layers.Layer]:
+        """The pooling layer, if there is one."""
+        return [] if self.pooling is None else [self.pooling]
 
     def _pool(self, x: Any) -> Any:
         return x if self.pooling is None else self.pooling(x)
@@ -212,7 +220,7 @@ _LAYER_ARGS = ("kernel_size", "pooling_cls", "channels_first", "weight_decay")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResnetBlock(SavesPooling, keras.layers.Layer):
+class ResnetBlock(keras.layers.Layer):
     """A chain of residual layers, of which the first may project and stride.
 
     Args:
@@ -250,6 +258,10 @@ class ResnetBlock(SavesPooling, keras.layers.Layer):
             for key in _LAYER_ARGS
             if key in residual_layer_args
         }
+        if "pooling_cls" in layer_args:
+            layer_args["pooling_cls"] = _pooling_factory(
+                layer_args["pooling_cls"]
+            )
         super().__init__(**residual_layer_args)
         if num_layers < 1:
             raise ValueError(
@@ -275,6 +287,11 @@ class ResnetBlock(SavesPooling, keras.layers.Layer):
             ResidualLayer(filters, name=f"layer_{i}", **layer_args)
             for i in range(2, num_layers + 1)
         ]
+
+    @property
+    def pooling_layers(self) -> list[keras.layers.Layer]:
+        """The pooling layers, in depth order."""
+        return [each for layer in self.layers for each in layer.pooling_layers]
 
     def build(self, input_shape: tuple) -> None:
         """Builds the residual layers in order."""
@@ -306,19 +323,20 @@ class ResnetBlock(SavesPooling, keras.layers.Layer):
             **self.residual_layer_args,
         }
         if "pooling_cls" in config:
-            config["pooling_cls"] = self._saved_pooling()
+            config["pooling_cls"] = _saved_pooling(self)
         return config
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Resnet(SavesPooling, StaticSizes, keras.Sequential):
+class Resnet(StaticSizes, keras.Sequential):
     """Pre-activation ResNet: stem, blocks, head.
 
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
     dense. These are the layers of a sequential model (`stem`, `pooling`,
     `block_1`, ..., `bn_head`, `average`, `dense`), which is a graph with
     `inputs`, `outputs` and feature maps once it is built. Kernels are
-    initialised with he_normal; convolutions have no bias.
+    initialised with he_normal; convolutions have no bias. To copy a network use
+    `from_config`: `keras.models.clone_model` makes a plain sequential model.
 
     Args:
         filters: channels of the stem, then of each block.
@@ -332,10 +350,11 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
         channels_first: whether channels come first; `None` follows
             `keras.config.image_data_format()`.
         pooling_cls: `None` for strided convolutions, or a pooling layer class
-            that takes `strides` and `data_format`.
+            that takes `strides`, `data_format`, `dtype` and `name`; any
+            callable with these arguments will do.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         num_layers: number of residual layers in each block.
-        **kwargs: arguments of every Keras model, such as `name` and `dtype`.
+        **kwargs: `name`, `trainable` and `dtype`.
 
     Call arguments:
         inputs: 4-D tensor of images, of any number of channels.
@@ -411,7 +430,7 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
         self.output_activation = output_activation
         self.id_only = list(id_only)
         self.channels_first = _resolve_channels_first(channels_first)
-        self.pooling_cls = pooling_cls
+        self.pooling_cls = _pooling_factory(pooling_cls)
         self.weight_decay = weight_decay
         self.num_layers = num_layers
 
@@ -463,18 +482,34 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
         """Builds the graph, for batches of any size."""
         super().build((None, *input_shape[1:]))
 
-    # Files saved before version 0.2 know the parts by these names.
-    stem = property(lambda self: self.get_layer("stem"))
-    stem_pooling = property(
-        lambda self: self.pooling_cls and self.get_layer(_POOLING)
-    )
-    bn_head = property(lambda self: self.get_layer("bn_head"))
-    dense = property(lambda self: self.get_layer("dense"))
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
+        """Makes the network of what `get_config` returned."""
+        return cls(**config)
+
+    # Files of version 0.1 know the parts by these names.
+    stem = property(lambda self: self.layers[0])
+    bn_head = property(lambda self: self.layers[-3])
+    average = property(lambda self: self.layers[-2])
+    dense = property(lambda self: self.layers[-1])
+
+    @property
+    def stem_pooling(self) -> keras.layers.Layer | None:
+        """The pooling layer of the stem, if there is one."""
+        return None if self.pooling_cls is None else self.layers[1]
 
     @property
     def blocks(self) -> list[ResnetBlock]:
         """The blocks of residual layers, in their order."""
         return [each for each in self.layers if isinstance(each, ResnetBlock)]
+
+    @property
+    def pooling_layers(self) -> list[keras.layers.Layer]:
+        """The pooling layers, in depth order."""
+        stem = [] if self.pooling_cls is None else [self.stem_pooling]
+        return stem + [
+            each for block in self.blocks for each in block.pooling_layers
+        ]
 
     def get_config(self) -> dict:
         """Returns the arguments."""
@@ -491,7 +526,7 @@ class Resnet(SavesPooling, StaticSizes, keras.Sequential):
             "output_activation": activation,
             "id_only": self.id_only,
             "channels_first": self.channels_first,
-            "pooling_cls": self._saved_pooling(),
+            "pooling_cls": _saved_pooling(self),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
         }
@@ -598,7 +633,7 @@ class _Parts:
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
-            name=_POOLING,
+            name="pooling",
         )
 
 
@@ -638,15 +673,3 @@ def _resolve_channels_first(channels_first: bool | None) -> bool:
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
     return channels_first
-
-
-def _free_config(layer: keras.layers.Layer) -> dict:
-    """Arguments that the network does not decide."""
-    decided = ("strides", "data_format", "name", "dtype")
-    config = layer.get_config()
-    return {key: value for key, value in config.items() if key not in decided}
-
-
-def _next(layers: Iterator, **_: Any) -> keras.layers.Layer:
-    """A pooling factory: the saved layers, in the order they were made in."""
-    return next(layers)

@@ -131,9 +131,11 @@ class StaticSizes:
         return self._make("predict", super().make_predict_function, force)
 
     def _make(self, kind: str, original: Callable, force: bool) -> Any:
-        if not self.static_sizes:
+        if not self.static_sizes or all(
+            layer.frozen for layer in learned_layers(self)
+        ):
             return original(force=force)
-        return _make(self, kind, original, force)
+        return _make_step(self, kind, original, force)
 
 
 def static_sizes(model: keras.Model, enabled: bool = True) -> keras.Model:
@@ -309,13 +311,13 @@ def _override(model: keras.Model, enabled: bool) -> None:
         name = f"make_{kind}_function"
         original = functools.partial(getattr(type(model), name), model)
         if enabled:
-            make = functools.partial(_make, model, kind, original)
+            make = functools.partial(_make_step, model, kind, original)
             setattr(model, name, make)
         elif name in vars(model):
             delattr(model, name)
 
 
-def _make(
+def _make_step(
     model: keras.Model, kind: str, original: Callable, force: bool = False
 ) -> Any:
     """Makes a function for the steps of `kind`, as `original` does."""

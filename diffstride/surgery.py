@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+import warnings
 
 import keras
 
@@ -44,28 +45,53 @@ def freeze(model: keras.Model) -> keras.Model:
                 f"`freeze` cannot reach {layer.path}: the layer around it does "
                 "not have it in its config. Let that layer's `get_config` "
                 "return it, by `keras.saving.serialize_keras_object`, and its "
-                "`from_config` take it from there."
+                "`from_config` take it from there (`frozen_config` is gone)."
             )
     return frozen
 
 
 def _rebuilt(model: keras.Model) -> keras.Model:
     """The model made again of its config, with the same weights."""
-    classes = {type(layer).__name__: type(layer) for layer in sublayers(model)}
     try:
-        with keras.saving.custom_object_scope(classes):
-            copy = type(model).from_config(model.get_config())
+        with warnings.catch_warnings():
+            # Keras warns of lambdas, which stay in this process here.
+            warnings.simplefilter("ignore", UserWarning)
+            config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        with keras.saving.custom_object_scope(_unregistered(model)):
+            copy = keras.saving.deserialize_keras_object(
+                config, safe_mode=False
+            )
     except (NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"`freeze` cannot reach the layers of {model.name}: it makes a "
             "model again of its config, as `keras.models.load_model` does. "
-            f"Give {type(model).__name__} a `get_config` that returns what its "
-            "`__init__` takes."
+            "Classes of your own need a `get_config` that returns what their "
+            "`__init__` takes, and functions of your own "
+            "`keras.saving.register_keras_serializable`. Keras says: "
+            f"{reason}"
         ) from error
-    if not copy.built:
-        copy.build_from_config(model.get_build_config())
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.weights.h5"
         model.save_weights(path)
         copy.load_weights(path)
     return copy
+
+
+def _unregistered(model: keras.Model) -> dict[str, type]:
+    """Classes in a model that Keras would not find by their names."""
+    classes: dict[str, type] = {}
+    for layer in sublayers(model):
+        cls = type(layer)
+        name = cls.__name__
+        own = cls.__module__.split(".")[0] != "keras"
+        if not own or keras.saving.get_registered_name(cls) != name:
+            continue
+        if classes.setdefault(name, cls) is not cls:
+            raise ValueError(
+                f"`freeze` cannot tell two classes named {name} apart: "
+                f"{cls.__module__} and {classes[name].__module__} have one. "
+                "Register them with `keras.saving.register_keras_serializable`."
+            )
+    return classes

@@ -219,6 +219,35 @@ def test_train_and_report_in_an_empty_folder(installed, tmp_path, data_dir):
     assert not list(report.glob("*.svg"))
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import diffstride, keras",
+        "import keras, diffstride",
+        "from diffstride import freeze",
+        "from diffstride.cost import model_cost",
+    ],
+)
+def test_whatever_is_imported_keras_knows_the_layers(installed, statement):
+    installed(
+        "-c",
+        f"{statement}\n"
+        "import keras\n"
+        "for name in ('DiffStride', 'Resnet'):\n"
+        "    name = f'diffstride>{name}'\n"
+        "    assert keras.saving.get_registered_object(name), name\n",
+        backend="torch",
+    )
+
+
+def test_import_diffstride_leaves_keras_to_others(installed):
+    installed(
+        "-c",
+        "import sys, diffstride\n"
+        "assert 'keras' not in sys.modules and 'DiffStride' in dir(diffstride)",
+    )
+
+
 @pytest.mark.parametrize("name", ["pooling", "resnet"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"diffstride.{name}")

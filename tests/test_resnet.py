@@ -392,3 +392,43 @@ def test_errors(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()
     assert "Received" in str(caught.value)
+
+
+class TestConfigs:
+    """A config says what is made, also one that was edited."""
+
+    def config(self):
+        pooling = functools.partial(DiffStride, norm="forward")
+        return Resnet([4, 8], [1, 2], pooling_cls=pooling).get_config()
+
+    def test_edited_arguments_reach_the_pooling(self):
+        config = {**self.config(), "strides": [1, 3], "channels_first": True}
+        model = Resnet.from_config(config)
+        assert [each.strides for each in model.pooling_layers] == [
+            (1.0, 1.0),
+            (3.0, 3.0),
+        ]
+        for each in model.pooling_layers:
+            assert (each.norm, each.data_format) == (
+                "forward",
+                "channels_first",
+            )
+        config["pooling_cls"] = FixedSpectralPooling
+        model = Resnet.from_config(config, custom_objects={})
+        assert isinstance(model.stem_pooling, FixedSpectralPooling)
+
+    def test_the_pooling_of_a_loaded_network_serves_another(self):
+        loaded = Resnet(**self.config())
+        other = Resnet([4, 8, 8], [1, 2, 2], pooling_cls=loaded.pooling_cls)
+        assert [each.norm for each in other.pooling_layers] == ["forward"] * 3
+
+    def test_a_callable_that_names_its_layers_itself(self, tmp_path):
+        def pooling(strides, data_format=None, **_):
+            return DiffStride(strides, data_format=data_format)
+
+        model = Resnet([4, 8], [1, 2], pooling_cls=pooling)
+        x = images(2, 12, 12, 1)
+        expected = array(model(x))
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(array(loaded(x)), expected, atol=1e-6)

@@ -247,3 +247,73 @@ class TestFreeze:
         np.testing.assert_allclose(
             array(loaded.serve(x)), outputs_of(model, x), rtol=1e-5, atol=1e-5
         )
+
+
+class Dense(keras.layers.Dense):
+    """Has the name of a layer of Keras, and computes something else."""
+
+    def call(self, inputs):
+        return 2.0 * super().call(inputs)
+
+
+class ConfiguredModel(keras.Model):
+    """A subclassed model that keeps its layer in its config."""
+
+    def __init__(self, inside=None, **kwargs):
+        super().__init__(**kwargs)
+        self.inside = inside or DiffStride(1.7)
+
+    def call(self, inputs):
+        return self.inside(inputs)
+
+    def get_config(self):
+        inside = keras.saving.serialize_keras_object(self.inside)
+        return {**super().get_config(), "inside": inside}
+
+    @classmethod
+    def from_config(cls, config):
+        inside = keras.saving.deserialize_keras_object(config["inside"])
+        return cls(**{**config, "inside": inside})
+
+
+def two_classes_named_dense():
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            DiffStride(1.4),
+            keras.layers.GlobalAveragePooling2D(),
+            Dense(3),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+def of_a_lambda():
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            DiffStride(1.4),
+            keras.layers.Lambda(lambda x: 2.0 * x, output_shape=lambda s: s),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "build", [two_classes_named_dense, of_a_lambda, ConfiguredModel]
+)
+def test_classes_and_functions_of_ones_own(build):
+    model = build()
+    x = images(2, 12, 12, 1)
+    expected = outputs_of(model, x)
+    frozen = freeze(model)
+    assert all(layer.frozen for layer in learned(frozen))
+    np.testing.assert_allclose(outputs_of(frozen, x), expected, atol=1e-6)
+
+
+def test_two_classes_of_one_name_are_refused():
+    first, second = (type("Own", (keras.layers.Dense,), {}) for _ in range(2))
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), DiffStride(), first(2), second(2)]
+    )
+    with pytest.raises(ValueError, match="two classes named Own"):
+        freeze(model)
