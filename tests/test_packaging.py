@@ -223,8 +223,8 @@ def test_train_and_report_in_an_empty_folder(installed, tmp_path, data_dir):
     "statement",
     [
         "import diffstride, keras",
-        "import keras, diffstride",
-        "from diffstride import freeze",
+        pytest.param("import keras, diffstride", marks=pytest.mark.slow),
+        pytest.param("from diffstride import freeze", marks=pytest.mark.slow),
         "from diffstride.cost import model_cost",
     ],
 )
