@@ -400,6 +400,17 @@ def test_runs_of_which_no_setting_is_known_are_reported(tmp_path):
     assert "there is only one point to show" in text
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_layers_of_other_dimensions_are_drawn(rank, tmp_path):
+    records = made([90, 92], method="outer", strides="1,2,2,2")
+    for layer in (x for each in records for x in each["summary"]["pooling"]):
+        for key in ("initial", "strides", "input_size", "output_size"):
+            layer[key] = [*layer[key], layer[key][1]][:rank]
+    page.write(records, tmp_path)
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn >= {"learned_strides", "cutoffs", "masks", "trajectories"}
+
+
 def test_runs_are_not_counted_twice():
     each = record()
     assert len(study([each, each]).runs) == 1

@@ -39,7 +39,7 @@ def trajectories(run: Any) -> plt.Figure | str:
         name = layer["name"]
         curves = {
             axis: [initial, *rows[column]]
-            for axis, initial in zip(_AXES, layer["initial"], strict=True)
+            for axis, initial in zip(_AXES, layer["initial"], strict=False)
             if (column := f"stride/{name}/{axis}") in rows
         }
         if layer["learned"]:
@@ -144,14 +144,17 @@ def frequencies(
     """Cut-offs of each layer, per pixel of its input and of the image.
 
     Of the image the narrowest layer so far counts. `strides` are the
-    `"initial"` ones, or the `"strides"` at the end.
+    `"initial"` ones, or the `"strides"` at the end. Layers that lack the axis
+    are taken at their last one.
     """
-    sizes = [size[axis] for size in sizes_of_inputs(layers, strides)]
-    # A map shows the whole image: cycles over it are cycles over the image.
-    cycles = [
-        max(size / layer[strides][axis], 2) / 2
-        for size, layer in zip(sizes, layers, strict=True)
-    ]
+    sizes, cycles = [], []
+    for size, layer in zip(
+        sizes_of_inputs(layers, strides), layers, strict=True
+    ):
+        own = min(axis, len(size) - 1)
+        sizes.append(size[own])
+        # A map shows the whole image: cycles over it are cycles over the image.
+        cycles.append(max(size[own] / layer[strides][own], 2) / 2)
     narrowest = itertools.accumulate(cycles, min)
     return (
         [c / size for c, size in zip(cycles, sizes, strict=True)],
@@ -201,14 +204,22 @@ def _learned(runs: pd.DataFrame) -> pd.DataFrame:
                 "start": run[STRIDES],
                 "layer": layer["name"],
                 "axis": axis,
-                "initial": layer["initial"][axis],
-                "end": layer["strides"][axis],
+                "initial": initial,
+                "end": end,
                 "low": low,
                 "high": high,
             }
             for _, run in runs.iterrows()
             for layer in run["learned"]
-            for axis, (low, high) in enumerate(layer.get("expected") or unknown)
+            # Of one axis there is one, of three the first two are shown.
+            for axis, (initial, end, (low, high)) in enumerate(
+                zip(
+                    layer["initial"],
+                    layer["strides"],
+                    layer.get("expected") or unknown,
+                    strict=False,
+                )
+            )
         ]
     )
 
