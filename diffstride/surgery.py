@@ -36,9 +36,16 @@ def freeze(model: keras.Model) -> keras.Model:
             f"{model.name} on data first, or `build` it."
         )
     copy = _rebuilt(model)
-    for layer in learned_layers(copy):
+    for layer, learned in zip(
+        learned_layers(copy), learned_layers(model), strict=True
+    ):
+        layer.stride_weights.assign(learned.stride_weights)
         layer.freeze()
     frozen = _rebuilt(copy)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.weights.h5"
+        model.save_weights(path)
+        frozen.load_weights(path)
     for layer in learned_layers(frozen):
         if not layer.frozen:
             raise ValueError(
@@ -51,7 +58,7 @@ def freeze(model: keras.Model) -> keras.Model:
 
 
 def _rebuilt(model: keras.Model) -> keras.Model:
-    """The model made again of its config, with the same weights."""
+    """The model made again of its config, with new weights."""
     try:
         with warnings.catch_warnings():
             # Keras warns of lambdas, which stay in this process here.
@@ -59,7 +66,7 @@ def _rebuilt(model: keras.Model) -> keras.Model:
             config = keras.saving.serialize_keras_object(model)
         config.pop("compile_config", None)
         with keras.saving.custom_object_scope(_unregistered(model)):
-            copy = keras.saving.deserialize_keras_object(
+            return keras.saving.deserialize_keras_object(
                 config, safe_mode=False
             )
     except (NotImplementedError, TypeError) as error:
@@ -72,11 +79,6 @@ def _rebuilt(model: keras.Model) -> keras.Model:
             "`keras.saving.register_keras_serializable`. Keras says: "
             f"{reason}"
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.weights.h5"
-        model.save_weights(path)
-        copy.load_weights(path)
-    return copy
 
 
 def _unregistered(model: keras.Model) -> dict[str, type]:
