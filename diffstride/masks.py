@@ -70,19 +70,22 @@ class LowPass:
     integers, all results are numpy arrays and Python integers.
 
     Args:
-        smoothness: `R`, width of the ramp, in frequency bins.
+        smoothness: `R`, width of the ramp, in frequency bins; a number, or a
+            tensor of which `widest` is the bound.
         ramp: one of `RAMPS`.
         lower_limit: smallest stride used, or `None`.
         upper_limit: largest stride used, or `None`.
         cropping: whether outputs have the size that the mask leaves. If not,
             they keep that of the input, and the mask is the same.
+        widest: largest smoothness there will be, where it changes.
     """
 
-    smoothness: float = 4.0
+    smoothness: Any = 4.0
     ramp: str = "outer"
     lower_limit: float | None = 1.0
     upper_limit: float | None = None
     cropping: bool = True
+    widest: float | None = None
 
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes.
@@ -148,7 +151,13 @@ class LowPass:
             output_sizes = self._output_sizes(sizes, used)
         return tuple(
             learned_band(
-                size, output, stride, self.smoothness, self.ramp, self.cropping
+                size,
+                output,
+                stride,
+                self.smoothness,
+                self.ramp,
+                self.cropping,
+                self.widest,
             )
             for size, output, stride in zip(
                 sizes, output_sizes, _each(used, sizes), strict=True
@@ -207,11 +216,11 @@ def smallest_stride(size: Size, smoothness: float, ramp: str = "outer") -> Any:
     """
     if ramp != "outer":
         return 1.0
-    if isinstance(size, int):
+    if isinstance(size, int) and isinstance(smoothness, (int, float)):
         return size / (size - smoothness) if size > smoothness else 1.0
     ops = keras_ops
     size = ops.cast(size, "float32")
-    room = size - smoothness
+    room = size - ops.cast(smoothness, "float32")
     return ops.where(room > 0, size / ops.where(room > 0, room, 1.0), 1.0)
 
 
@@ -250,6 +259,7 @@ def learned_band(
     smoothness: float,
     ramp: str = "outer",
     cropping: bool = True,
+    widest: float | None = None,
 ) -> Band:
     """Mask along one axis, with the gradient of the stride in force.
 
@@ -275,7 +285,8 @@ def learned_band(
         # They differ, in value or gradient, from where one ramp begins to where
         # the other ends.
         first = ops.cast(ops.ceil(ops.stop_gradient(half_width)), "int32")
-        asymmetric = math.ceil(smoothness + 1) + (not cropping)
+        widest = smoothness if widest is None else widest
+        asymmetric = math.ceil(widest + 1) + (not cropping)
         return Band(positive, negative, final_size, asymmetric, first)
     position = ops.maximum(k - 0.5, 0.0)
     if ramp == "inner":
@@ -285,10 +296,13 @@ def learned_band(
         weights = ops.where(k > 0, weights, ops.ones_like(weights))
         return Band(weights, weights, final_size)
     band = fixed_band(size, output_size, dtype)
-    if smoothness:
-        width = max(smoothness, 1.0)
+    constant = isinstance(smoothness, (int, float))
+    if not constant or smoothness:
+        width = max(smoothness, 1.0) if constant else ops.maximum(smoothness, 1)
         edge = ops.cast(output_size // 2, dtype)
         moves = ops.logical_and(k > 0, edge - position <= width / 2)
+        if not constant:
+            moves = ops.logical_and(moves, smoothness > 0)
         zero = (nominal - ops.stop_gradient(nominal)) / 2.0
         change = 1.0 + ops.where(moves, zero / width, 0.0)
         band = band._replace(
@@ -333,7 +347,7 @@ def _lift(ops: Any, value: Tensor, least: Tensor) -> Tensor:
 
 def _inner_width(ops: Any, half_width: Tensor, smoothness: float) -> Any:
     """`min(smoothness, max(half_width / 2, 1))`, without gradient at ties."""
-    if smoothness <= 1:
+    if isinstance(smoothness, (int, float)) and smoothness <= 1:
         return smoothness
     dtype = half_width.dtype
     width = half_width / 2.0
@@ -351,7 +365,11 @@ def _ramp(ops: Any, distance: Tensor, width: Any, cropping: bool) -> Tensor:
     dtype = distance.dtype
     if isinstance(width, (int, float)) and width == 0:
         return ops.cast(distance > 0, dtype)
-    weight = distance / ops.cast(width, dtype)
+    width = ops.cast(width, dtype)
+    # A width that changes may come to 0: a hard mask then, without gradient.
+    hard = 2.0 * ops.cast(distance > 0, dtype)
+    weight = distance / ops.where(width > 0, width, ops.ones_like(width))
+    weight = ops.where(width > 0, weight, hard)
     below = weight <= 0 if cropping else weight < 0
     off_ramp = ops.logical_or(below, weight > 1)
     flat = ops.cast(weight > 1, dtype)

@@ -5,6 +5,7 @@ counted in frequency bins. All dimensions share one base class. The mathematics
 is in `diffstride.masks` and `diffstride.resampling`.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -178,6 +179,7 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         ramp: str = "outer",
         stride_lr_multiplier: float = 1.0,
         frozen: bool = False,
+        final_smoothness_factor: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -191,6 +193,18 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             raise ValueError(
                 "`smoothness_factor` must be a finite number >= 0, in frequency"
                 f" bins. Received: smoothness_factor={smoothness_factor!r}"
+            )
+        if not (
+            final_smoothness_factor is None
+            or (
+                _is_number(final_smoothness_factor)
+                and 0 <= final_smoothness_factor <= smoothness_factor
+            )
+        ):
+            raise ValueError(
+                "`final_smoothness_factor` must be a number from 0 to "
+                f"`smoothness_factor` ({smoothness_factor}), or None. Received:"
+                f" final_smoothness_factor={final_smoothness_factor!r}"
             )
         if shared_stride and len(set(self.strides)) != 1:
             raise ValueError(
@@ -220,13 +234,8 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         self.ramp = ramp
         self.stride_lr_multiplier = stride_lr_multiplier
         self.frozen = frozen
-        self.low_pass = LowPass(
-            smoothness_factor,
-            ramp,
-            lower_limit_stride,
-            upper_limit_stride,
-            cropping,
-        )
+        self.final_smoothness_factor = final_smoothness_factor
+        self.current_smoothness = smoothness_factor
         self.supports_jit = self.compiles()
 
     def build(self, input_shape: tuple) -> None:
@@ -241,6 +250,15 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             ),
             autocast=False,
         )
+        if self.final_smoothness_factor is not None:
+            self.smoothness = self.add_weight(
+                name="smoothness",
+                shape=(),
+                dtype=self._matrix_dtype,
+                initializer=_initial_value(self.smoothness_factor),
+                trainable=False,
+                autocast=False,
+            )
 
     def get_config(self) -> dict:
         """Returns the arguments."""
@@ -254,6 +272,7 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             "ramp": self.ramp,
             "stride_lr_multiplier": self.stride_lr_multiplier,
             "frozen": self.frozen,
+            "final_smoothness_factor": self.final_smoothness_factor,
         }
 
     @property
@@ -270,6 +289,7 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         strides = ops.convert_to_numpy(self.stride_weights)
         strides = np.broadcast_to(strides, (self.rank,))
         self.strides = tuple(strides.tolist())
+        self.smoothness_factor = self.current_smoothness
         self.frozen = True
         self.trainable = False
 
@@ -287,6 +307,46 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         """
         return self.low_pass.output_sizes(sizes, strides)
 
+    def set_smoothness(self, smoothness: float) -> None:
+        """Sets the width of the ramp, from the one of build on down.
+
+        What has been compiled goes on with it. Needs `final_smoothness_factor`.
+
+        Args:
+            smoothness: in frequency bins, from 0 to `smoothness_factor`.
+        """
+        self.smoothness.assign(smoothness)
+        # What tells sizes on the host and what is compiled must agree.
+        self.current_smoothness = float(
+            ops.convert_to_numpy(self.smoothness).item()
+        )
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads strides, and smoothness where it changes.
+
+        Args:
+            store: mapping of names to arrays.
+
+        Raises:
+            ValueError: if the layer is frozen and the loaded strides differ
+                from the argument `strides`.
+        """
+        super().load_own_variables(store)
+        if self.final_smoothness_factor is not None:
+            self.set_smoothness(self.smoothness)
+
+    @property
+    def low_pass(self) -> LowPass:
+        """The mask, at the smoothness of now."""
+        return LowPass(
+            self.current_smoothness,
+            self.ramp,
+            self.lower_limit_stride,
+            self.upper_limit_stride,
+            self.cropping,
+            self.smoothness_factor,
+        )
+
     def scaled_strides(self) -> Any:
         """Returns the stride variable, its gradient multiplied."""
         strides = ops.convert_to_tensor(self.stride_weights)
@@ -300,7 +360,11 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         sizes = spatial_sizes(inputs, self.data_format)
         known = self.known_output_sizes(inputs, sizes)
         strides = self.initial_strides if self.frozen else self.scaled_strides()
-        return self.low_pass.bands(sizes, strides, known)
+        low_pass = self.low_pass
+        if self.final_smoothness_factor is not None and not self.frozen:
+            smoothness = ops.convert_to_tensor(self.smoothness)
+            low_pass = dataclasses.replace(low_pass, smoothness=smoothness)
+        return low_pass.bands(sizes, strides, known)
 
     def _static_sizes(self, sizes: list) -> list:
         if not self.cropping:
@@ -362,6 +426,9 @@ class DiffStride(BaseDiffStride):
         frozen: whether sizes and matrices are constants, made from `strides`.
             Nothing is trained then, and static shapes are known; see
             `diffstride.freeze`.
+        final_smoothness_factor: smoothness at the end of training, from 0 to
+            `smoothness_factor`, or `None` where it stays. The layer keeps the
+            smoothness in a weight then, which `SmoothnessSchedule` moves.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:

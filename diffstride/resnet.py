@@ -17,6 +17,7 @@ from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
 PoolingClass = Callable[..., keras.layers.Layer] | None
+PLACEMENTS = ("after", "before")
 Stride = int | float | Sequence[float]
 
 
@@ -66,8 +67,9 @@ def _saved_pooling(layer: Any) -> list[dict] | None:
 class ResidualLayer(keras.layers.Layer):
     """Pre-activation residual layer.
 
-    Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv. Shortcut: the input,
-    or with `project` the pooled input through a 1x1 convolution.
+    Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv; or the pooling before
+    the first convolution. Shortcut: the input, or with `project` the pooled
+    input through a 1x1 convolution.
 
     Args:
         filters: number of output channels.
@@ -82,6 +84,9 @@ class ResidualLayer(keras.layers.Layer):
         channels_first: whether channels come first; `None` follows
             `keras.config.image_data_format()`.
         weight_decay: factor of the L2 penalty on kernels.
+        pooling_placement: `"after"` the first convolution, as released, or
+            `"before"` it, after BN and ReLU, where the convolution has fewer
+            pixels to do. Strided convolutions know no difference.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:
@@ -114,9 +119,11 @@ class ResidualLayer(keras.layers.Layer):
         project: bool = False,
         channels_first: bool | None = None,
         weight_decay: float = 0.0,
+        pooling_placement: str = "after",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check_placement(pooling_placement)
         if not project and any(s != 1 for s in _pair(strides)):
             raise ValueError(
                 "`strides` must be 1 for a residual layer that does not "
@@ -129,6 +136,7 @@ class ResidualLayer(keras.layers.Layer):
         self.project = project
         self.channels_first = _resolve_channels_first(channels_first)
         self.weight_decay = weight_decay
+        self.pooling_placement = pooling_placement
 
         parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
         conv_strides = _conv_strides(strides, pooling_cls)
@@ -155,37 +163,36 @@ class ResidualLayer(keras.layers.Layer):
                 f"`filters` channels. Received: filters={self.filters}, "
                 f"input_shape={tuple(input_shape)}"
             )
-        self.bn_in.build(input_shape)
-        self.conv_in.build(input_shape)
-        shape = self.conv_in.compute_output_shape(input_shape)
         # The two orders give the same result when the pooling acts alike and
         # linearly on every channel. Pooling first then costs less: the pooling
         # has no more channels to do, and the convolution fewer pixels.
-        self._pool_first = (
+        self._pool_first = self.pooling_placement == "before" or (
             getattr(self.pooling, "commutes_with_pointwise", False)
             and channels <= self.filters
         )
+        self.bn_in.build(input_shape)
+        shape = input_shape
+        for layer in self._down:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
         if self.project:
             self.conv_shortcut.build(input_shape)
-        if self.pooling is not None:
-            self.pooling.build(shape)
-            shape = self.pooling.compute_output_shape(shape)
         self.bn_out.build(shape)
         self.conv_out.build(shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the sum of main branch and shortcut."""
         x = self.bn_in(inputs, training=training)
-        x = self._pool(self.conv_in(x))
+        for layer in self._down:
+            x = layer(x)
         x = self.bn_out(x, training=training)
         return self.conv_out(x) + self._shortcut(inputs)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a learned stride decides."""
-        shape = self.conv_in.compute_output_shape(input_shape)
-        if self.pooling is not None:
-            shape = self.pooling.compute_output_shape(shape)
-        return self.conv_out.compute_output_shape(shape)
+        for layer in (*self._down, self.conv_out):
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
 
     def get_config(self) -> dict:
         """Returns the arguments."""
@@ -198,12 +205,20 @@ class ResidualLayer(keras.layers.Layer):
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
+            "pooling_placement": self.pooling_placement,
         }
 
     @property
     def pooling_layers(self) -> list[keras.layers.Layer]:
         """The pooling layer, if there is one."""
         return [] if self.pooling is None else [self.pooling]
+
+    @property
+    def _down(self) -> list[keras.layers.Layer]:
+        """First convolution and pooling, in the order of the main branch."""
+        if self.pooling_placement == "before":
+            return [*self.pooling_layers, self.conv_in]
+        return [self.conv_in, *self.pooling_layers]
 
     def _pool(self, x: Any) -> Any:
         return x if self.pooling is None else self.pooling(x)
@@ -216,7 +231,13 @@ class ResidualLayer(keras.layers.Layer):
         return self._pool(self.conv_shortcut(x))
 
 
-_LAYER_ARGS = ("kernel_size", "pooling_cls", "channels_first", "weight_decay")
+_LAYER_ARGS = (
+    "kernel_size",
+    "pooling_cls",
+    "channels_first",
+    "weight_decay",
+    "pooling_placement",
+)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -230,8 +251,9 @@ class ResnetBlock(keras.layers.Layer):
         project_first: whether the first layer projects. If not the block never
             strides.
         **residual_layer_args: arguments of every `ResidualLayer`
-            (`kernel_size`, `pooling_cls`, `channels_first`, `weight_decay`),
-            and those of every Keras layer, such as `name` and `dtype`.
+            (`kernel_size`, `pooling_cls`, `channels_first`, `weight_decay`,
+            `pooling_placement`), and those of every Keras layer, such as `name`
+            and `dtype`.
 
     Call arguments:
         inputs: 4-D tensor.
@@ -354,6 +376,9 @@ class Resnet(StaticSizes, keras.Sequential):
             callable with these arguments will do.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         num_layers: number of residual layers in each block.
+        pooling_placement: where residual layers pool, `"after"` their first
+            convolution or `"before"` it; see `ResidualLayer`. The stem pools
+            after its convolution.
         **kwargs: `name`, `trainable` and `dtype`.
 
     Call arguments:
@@ -395,6 +420,7 @@ class Resnet(StaticSizes, keras.Sequential):
         pooling_cls: PoolingClass = None,
         weight_decay: float = 0.0,
         num_layers: int = 2,
+        pooling_placement: str = "after",
         **kwargs: Any,
     ):
         dtype = kwargs.pop("dtype", None)  # Sequential models take none.
@@ -433,6 +459,7 @@ class Resnet(StaticSizes, keras.Sequential):
         self.pooling_cls = _pooling_factory(pooling_cls)
         self.weight_decay = weight_decay
         self.num_layers = num_layers
+        self.pooling_placement = pooling_placement
 
         for layer in self._parts():
             self.add(layer)
@@ -459,6 +486,7 @@ class Resnet(StaticSizes, keras.Sequential):
                 pooling_cls=self.pooling_cls,
                 channels_first=self.channels_first,
                 weight_decay=self.weight_decay,
+                pooling_placement=self.pooling_placement,
                 dtype=self.dtype_policy,
                 name=f"block_{i}",
             )
@@ -529,6 +557,7 @@ class Resnet(StaticSizes, keras.Sequential):
             "pooling_cls": _saved_pooling(self),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
+            "pooling_placement": self.pooling_placement,
         }
 
 
@@ -634,6 +663,14 @@ class _Parts:
             data_format=self.data_format,
             dtype=self.dtype,
             name="pooling",
+        )
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise ValueError(
+            f"`pooling_placement` must be one of {PLACEMENTS}. Received: "
+            f"pooling_placement={placement!r}"
         )
 
 

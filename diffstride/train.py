@@ -13,6 +13,7 @@ from absl import logging
 
 from diffstride import callbacks, data, files, resnet
 from diffstride.budget import add_stride_cost
+from diffstride.compute import add_compute_budget
 from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
@@ -23,6 +24,7 @@ from diffstride.profiling import (
     profile,
     stride_variables,
 )
+from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.static import static_sizes
 
 
@@ -35,6 +37,8 @@ def train(
     seed: int = 0,
     label_smoothing: float = 0.0,
     stride_cost_weight: float = 0.0,
+    budget: float | None = None,
+    smoothness_share: float = 0.7,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -61,6 +65,10 @@ def train(
         stride_cost_weight: weight in the loss of the stride cost J, >= 0. All
             losses that are reported include it. It has no effect on a model
             without learned strides.
+        budget: multiply-accumulates of one image that the network is to need
+            in the end, as `model_cost` counts them; `None` for no budget.
+        smoothness_share: share of the epochs over which the smoothness of
+            layers with a `final_smoothness_factor` falls to it.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
@@ -125,6 +133,7 @@ def train(
     recorder = callbacks.EpochRecorder(
         root / "metrics.jsonl", datasets.image_shape, first_epoch
     )
+    steering = _steering(model, budget, smoothness_share, datasets.image_shape)
     if first_epoch < num_epochs:
         model.fit(
             datasets.epochs(first_epoch, num_epochs),
@@ -137,6 +146,7 @@ def train(
             # What stops comes before what keeps.
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),
+                *steering,
                 recorder,
                 callbacks.TensorBoard(
                     str(root / "tensorboard"), recorder, config_text
@@ -212,6 +222,23 @@ def _add_stride_cost(
         add_stride_cost(model, weight, image_shape)
     elif weight:
         logging.info("`stride_cost_weight` has no effect: no learned strides")
+
+
+def _steering(
+    model: keras.Model,
+    budget: float | None,
+    smoothness_share: float,
+    image_shape: tuple,
+) -> list[keras.callbacks.Callback]:
+    """What changes strides and smoothness beside the optimizer."""
+    steering: list[keras.callbacks.Callback] = []
+    if scheduled_layers(model):
+        steering.append(SmoothnessSchedule(smoothness_share))
+    if budget is not None:
+        steering.append(
+            add_compute_budget(model, budget, input_shape=image_shape)
+        )
+    return steering
 
 
 def _compile(
