@@ -70,7 +70,7 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
             "on data first, or `build` it."
         )
     if input_shape is None:
-        input_shape = _known_shape(model)
+        input_shape = known_shape(model)
     blank = keras.tree.map_shape_structure(
         lambda shape: np.zeros((1, *shape), "float32"), input_shape
     )
@@ -195,7 +195,7 @@ def _recorded(
     return outputs
 
 
-def _known_shape(model: keras.Model) -> Any:
+def known_shape(model: keras.Model) -> Any:
     shape = getattr(model, "input_shape", None)
     if hasattr(model, "operations"):  # Functional; the names of its inputs.
         shape = keras.tree.map_structure(lambda x: x.shape, model.input)

@@ -35,13 +35,13 @@ def freeze(model: keras.Model) -> keras.Model:
             f"`freeze` needs a built model: its strides are weights. Call "
             f"{model.name} on data first, or `build` it."
         )
-    copy = _rebuilt(model)
+    copy = rebuilt(model)
     for layer, learned in zip(
         learned_layers(copy), learned_layers(model), strict=True
     ):
         layer.stride_weights.assign(learned.stride_weights)
         layer.freeze()
-    frozen = _rebuilt(copy)
+    frozen = rebuilt(copy)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.weights.h5"
         model.save_weights(path)
@@ -57,7 +57,7 @@ def freeze(model: keras.Model) -> keras.Model:
     return frozen
 
 
-def _rebuilt(model: keras.Model) -> keras.Model:
+def rebuilt(model: keras.Model) -> keras.Model:
     """The model made again of its config, with new weights."""
     try:
         with warnings.catch_warnings():
