@@ -17,7 +17,9 @@ from diffstride.static import CachedStrides
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
 
-_TOLERANCE = 0.02  # Of the budget, in its logarithm. Within it nothing moves.
+_TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
+_FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
+_SETTLED = 0.8  # Share of the epochs after which they are.
 _LARGEST_STRIDE = 1e4  # Larger than any map.
 
 
@@ -262,19 +264,17 @@ class ComputeBudget(keras.callbacks.Callback):
         if (batch + 1) % self.every and not last:
             return
         done = self._epoch + ((batch + 1) / steps if steps else 0.0)
-        done /= self.share * (self.epochs or self.params["epochs"])
-        self._project(self._start * (self.macs / self._start) ** min(1.0, done))
-
-    def _project(self, macs: float) -> None:
+        done /= self.epochs or self.params["epochs"]
+        target = (self.macs / self._start) ** min(1.0, done / self.share)
         if keras.backend.backend() == "jax":
             # During `fit` the values are not in the variables.
             self.model.jax_state_sync()
         strides = self.compute.strides()
+        moved = project(self.compute, strides, self._start * target)
+        if done >= max(self.share, _SETTLED):
+            moved = settle(self.compute, moved, self.macs)
         for layer, old, new in zip(
-            self.compute.layers,
-            strides,
-            project(self.compute, strides, macs),
-            strict=True,
+            self.compute.layers, strides, moved, strict=True
         ):
             if not np.array_equal(old, new):
                 layer.stride_weights.assign(new)
@@ -337,7 +337,7 @@ def project(
 
     They move along the gradient of the logarithm of the MACs in the logarithm
     of the strides: what decides much of the computation moves most. Sizes are
-    whole numbers; of the steps next to the budget the closer one is taken.
+    whole numbers; of the two next to the budget the closer one is taken.
 
     Args:
         compute: of the model.
@@ -347,90 +347,105 @@ def project(
     Returns:
         The strides, the same if they are within 2 % of the budget.
     """
-    best = _Best(compute, budget)
-    best.offer(strides)
-    if abs(best.error) <= _TOLERANCE:
-        return best.strides
-    sign = 1.0 if best.error > 0 else -1.0
-    shares = compute.shares(strides)
+    best, error = strides, _error(compute, strides, budget)
+    sign = math.copysign(1.0, error)
     # Axes that would change their sizes at once do so one after the other.
-    count = iter(range(1000))
+    turn = itertools.count()
     rates = [
-        sign * share * np.array([1 + 1e-3 * next(count) for _ in value])
-        for share, value in zip(shares, strides, strict=True)
+        sign * share * np.array([1 + 1e-3 * next(turn) for _ in value])
+        for share, value in zip(compute.shares(strides), strides, strict=True)
     ]
-
-    def moved(distance: float) -> list[np.ndarray]:
-        return compute.clipped(
+    near, far = 0.0, None
+    distance = 0.02
+    for _ in range(30):
+        if abs(error) <= _TOLERANCE or distance > 20:
+            break
+        moved = compute.clipped(
             [
                 value * np.exp(rate * distance)
                 for value, rate in zip(strides, rates, strict=True)
             ]
         )
-
-    near, far = 0.0, 0.02
-    while best.offer(moved(far)) * sign > 0 and far < 20:
-        near, far = far, 2 * far
-    for _ in range(30):
-        if abs(best.error) <= _TOLERANCE or far - near < 1e-4:
-            break
-        middle = (near + far) / 2
-        if best.offer(moved(middle)) * sign > 0:
-            near = middle
+        reached = _error(compute, moved, budget)
+        if abs(reached) < abs(error):
+            best, error = moved, reached
+        if reached * sign > 0:
+            near = distance
         else:
-            far = middle
-    while abs(best.error) > _TOLERANCE and _step_aside(compute, best):
-        pass
-    return best.strides
+            far = distance
+        distance = 2 * near if far is None else (near + far) / 2
+    return best
 
 
-class _Best:
-    """Of the strides that were offered, those closest to a budget."""
+def settle(
+    compute: ComputeModel, strides: Strides, budget: float
+) -> list[np.ndarray]:
+    """Moves single axes by one size each, until a budget is met within 4 %.
 
-    def __init__(self, compute: ComputeModel, budget: float):
-        self._compute = compute
-        self._budget = budget
-        self.error = math.inf
-        self.strides: list[np.ndarray] = []
+    Args:
+        compute: of the model.
+        strides: of each layer, where to begin.
+        budget: multiply-accumulates of one example.
 
-    def offer(self, strides: Strides) -> float:
-        """Returns log(MACs / budget) of the strides, and keeps the best."""
-        error = math.log(self._compute.macs(strides) / self._budget)
-        if abs(error) < abs(self.error):
-            self.error = error
-            self.strides = list(strides)
-        return error
+    Returns:
+        The strides, the same if they are within 4 % of the budget. Where no
+        step of one axis helps, they are as close as it gets.
+    """
+    best, error = list(strides), _error(compute, strides, budget)
+    while abs(error) > _FINAL_TOLERANCE:
+        found = [
+            (abs(_error(compute, other, budget)), other)
+            for other in _neighbours(compute, best)
+        ]
+        good = [each for each in found if each[0] <= _FINAL_TOLERANCE]
+        closest = min(
+            good or found,
+            key=lambda each: _distance(each[1], best) if good else each[0],
+        )
+        if closest[0] >= abs(error):
+            break
+        error, best = closest
+    return best
 
 
-def _step_aside(compute: ComputeModel, best: _Best) -> bool:
-    """Tries to change one size by one step; whether that has helped."""
-    before, begin = best.error, best.strides
-    direction = 1.0 if before > 0 else -1.0
-    for place, layer in enumerate(compute.layers):
-        for axis in range(len(begin[place])):
-            for sign in (direction, -direction):
-                other = _next_size(compute, layer, begin, place, axis, sign)
-                if other is not None:
-                    best.offer(other)
-    return abs(best.error) < abs(before)
+def _error(compute: ComputeModel, strides: Strides, budget: float) -> float:
+    return math.log(compute.macs(strides) / budget)
+
+
+def _distance(strides: Strides, others: Strides) -> float:
+    return sum(
+        float(np.abs(np.log(a / b)).sum())
+        for a, b in zip(strides, others, strict=True)
+    )
+
+
+def _neighbours(
+    compute: ComputeModel, strides: Strides
+) -> Iterator[list[np.ndarray]]:
+    """Strides at which one axis of one layer has its next size."""
+    for place, value in enumerate(strides):
+        for axis, factor in itertools.product(
+            range(len(value)), (1.01, 1 / 1.01)
+        ):
+            if other := _next_size(compute, strides, place, axis, factor):
+                yield other
 
 
 def _next_size(
     compute: ComputeModel,
-    layer: BaseDiffStride,
     strides: Strides,
     place: int,
     axis: int,
-    sign: float,
+    factor: float,
 ) -> list[np.ndarray] | None:
-    """Strides at which one axis has its next size, `None` if there is none."""
-    low, high = _limits(layer)
+    layer = compute.layers[place]
     inputs = compute.input_sizes(strides, place)
+    value = strides[place].copy()
     with _final_smoothness([layer]):
-        size = layer.output_sizes(inputs, strides[place])
-        value = strides[place].copy()
+        size = layer.output_sizes(inputs, value)
         for _ in range(100):
-            value[axis] = np.clip(value[axis] * 1.01**sign, low, high)
+            value[axis] *= factor
+            value = np.clip(value, *_limits(layer)).astype(value.dtype)
             if layer.output_sizes(inputs, value) != size:
                 return [*strides[:place], value, *strides[place + 1 :]]
     return None
