@@ -12,8 +12,10 @@ from diffstride.registration import register, register_with_keras
 _MODULES = {
     "add_stride_cost": "budget",
     "stride_cost": "budget",
+    "add_compute_budget": "compute",
     "format_cost": "cost",
     "model_cost": "cost",
+    "harden": "hardening",
     "DiffStride": "pooling",
     "DiffStride1D": "pooling",
     "DiffStride3D": "pooling",
@@ -22,6 +24,7 @@ _MODULES = {
     "FixedSpectralPooling3D": "pooling",
     "SpatialPooling": "pooling",
     "StrideConstraint": "pooling",
+    "SmoothnessSchedule": "schedule",
     "static_sizes": "static",
     "freeze": "surgery",
 }

@@ -1,6 +1,7 @@
 """Computation within a budget: strides held to a number of MACs."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from diffstride.cost import cost_of_calls
+from diffstride.cost import layer_macs
 from diffstride.formatting import human
+from diffstride.masks import LowPass
 from diffstride.pooling import BaseDiffStride
-from diffstride.profiling import profile
-from diffstride.static import CachedStrides
+from diffstride.profiling import Call, profile
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
 
@@ -97,15 +98,12 @@ class ComputeModel:
         """MACs of the segment of each layer, last of none; input sizes."""
         inputs: list = []
         outputs: list = []
-        with _final_smoothness(self.layers):
-            for i, (layer, value) in enumerate(
-                zip(self.layers, strides, strict=True)
-            ):
-                source = self._source(i, outputs)
-                if source not in self._inputs:
-                    return self._learn(strides)
-                inputs.append(self._inputs[source])
-                outputs.append(layer.output_sizes(inputs[i], value))
+        for i, value in enumerate(strides):
+            source = self._source(i, outputs)
+            if source not in self._inputs:
+                return self._learn(strides)
+            inputs.append(self._inputs[source])
+            outputs.append(_output_sizes(self.layers[i], inputs[i], value))
         keys = [self._key(i, inputs, outputs) for i in self._segments]
         if not all(key in self._counts for key in keys):
             return self._learn(strides)
@@ -153,26 +151,25 @@ class ComputeModel:
         return [*range(len(self.layers)), -1]
 
     def _run(self, strides: Strides) -> "_Run":
-        """Sends an example through the model as if its strides were these."""
-        with _final_smoothness(self.layers):
+        """Sends an example through the model as if frozen at these strides."""
+        with contextlib.ExitStack() as stack:
             for layer, value in zip(self.layers, strides, strict=True):
-                layer.cached = CachedStrides(value, {})
-            try:
-                calls = profile(self._model, self._input_shape)
-                costs = cost_of_calls(self._model, calls).layers
-                sizes = [
-                    next(iter(layer.cached.sizes.items()))
-                    for layer in self.layers
-                ]
-            finally:
-                for layer in self.layers:
-                    layer.cached = None
-        return _Run(
-            [(each.input_shape, each.output_shape) for each in costs],
-            np.array([each.macs for each in costs]),
-            [inputs for inputs, _ in sizes],
-            [outputs for _, outputs in sizes],
+                stack.enter_context(_frozen_at(layer, value))
+            calls = profile(self._model, self._input_shape)
+            macs = np.array([layer_macs(call) for call in calls])
+        first = {id(call.layer): call for call in reversed(calls)}
+        shapes = [(each.input_shape, each.output_shape) for each in calls]
+        inputs, outputs = (
+            [
+                tuple(first[id(layer)][shape][a] for a in layer.spatial_axes)
+                for layer in self.layers
+            ]
+            for shape in (
+                Call._fields.index("input_shape"),
+                Call._fields.index("output_shape"),
+            )
         )
+        return _Run(shapes, macs, inputs, outputs)
 
     def _changed(self, place: int) -> tuple[list, list]:
         """Calls and inputs of layers that follow the sizes of one layer."""
@@ -380,7 +377,7 @@ def project(
 def settle(
     compute: ComputeModel, strides: Strides, budget: float
 ) -> list[np.ndarray]:
-    """Moves single axes by one size each, until a budget is met within 4 %.
+    """Moves a few axes by one size each, so that a budget is met within 4 %.
 
     Args:
         compute: of the model.
@@ -388,23 +385,26 @@ def settle(
         budget: multiply-accumulates of one example.
 
     Returns:
-        The strides, the same if they are within 4 % of the budget. Where no
-        step of one axis helps, they are as close as it gets.
+        The strides, the same if they are within 4 % of the budget. Where three
+        steps do not get there, the closest.
     """
-    best, error = list(strides), _error(compute, strides, budget)
-    while abs(error) > _FINAL_TOLERANCE:
+    frontier = [list(strides)]
+    best, error = frontier[0], _error(compute, strides, budget)
+    for _ in range(3):
+        if abs(error) <= _FINAL_TOLERANCE:
+            break
         found = [
             (abs(_error(compute, other, budget)), other)
-            for other in _neighbours(compute, best)
+            for each in frontier
+            for other in _neighbours(compute, each)
         ]
+        found.sort(key=lambda each: each[0])
         good = [each for each in found if each[0] <= _FINAL_TOLERANCE]
-        closest = min(
-            good or found,
-            key=lambda each: _distance(each[1], best) if good else each[0],
-        )
-        if closest[0] >= abs(error):
-            break
-        error, best = closest
+        if good:
+            return min(good, key=lambda each: _distance(each[1], strides))[1]
+        frontier = [other for _, other in found[:4]]
+        if found and found[0][0] < abs(error):
+            error, best = found[0]
     return best
 
 
@@ -441,28 +441,49 @@ def _next_size(
     layer = compute.layers[place]
     inputs = compute.input_sizes(strides, place)
     value = strides[place].copy()
-    with _final_smoothness([layer]):
-        size = layer.output_sizes(inputs, value)
-        for _ in range(100):
-            value[axis] *= factor
-            value = np.clip(value, *_limits(layer)).astype(value.dtype)
-            if layer.output_sizes(inputs, value) != size:
-                return [*strides[:place], value, *strides[place + 1 :]]
+    size = _output_sizes(layer, inputs, value)
+    for _ in range(100):
+        value[axis] *= factor
+        value = np.clip(value, *_limits(layer)).astype(value.dtype)
+        if _output_sizes(layer, inputs, value) != size:
+            return [*strides[:place], value, *strides[place + 1 :]]
     return None
 
 
+def _final_low_pass(layer: BaseDiffStride) -> LowPass:
+    if layer.final_smoothness_factor is None:
+        return layer.low_pass
+    return dataclasses.replace(
+        layer.low_pass, smoothness=layer.final_smoothness_factor
+    )
+
+
+def _output_sizes(
+    layer: BaseDiffStride, sizes: tuple[int, ...], strides: np.ndarray
+) -> tuple[int, ...]:
+    return _final_low_pass(layer).output_sizes(sizes, strides)
+
+
 @contextlib.contextmanager
-def _final_smoothness(layers: Sequence[BaseDiffStride]) -> Iterator[None]:
-    """Sizes, inside the block, are those at the end of the schedule."""
-    current = [layer.current_smoothness for layer in layers]
-    for layer in layers:
-        if layer.final_smoothness_factor is not None:
-            layer.current_smoothness = layer.final_smoothness_factor
+def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
+    """Inside the block a layer is what freezing it would make of it, here."""
+    final = layer.final_smoothness_factor
+    supposed = {
+        "frozen": True,
+        "shared_stride": False,
+        "strides": tuple(np.broadcast_to(strides, layer.rank).tolist()),
+        "current_smoothness": layer.current_smoothness
+        if final is None
+        else final,
+    }
+    before = {name: getattr(layer, name) for name in supposed}
     try:
+        for name, value in supposed.items():
+            setattr(layer, name, value)
         yield
     finally:
-        for layer, smoothness in zip(layers, current, strict=True):
-            layer.current_smoothness = smoothness
+        for name, value in before.items():
+            setattr(layer, name, value)
 
 
 def _limits(layer: BaseDiffStride) -> tuple[float, float]:
@@ -482,7 +503,9 @@ def _learned_and_reached(
     layers = [
         layer
         for layer in reached.values()
-        if isinstance(layer, BaseDiffStride) and not layer.frozen
+        if isinstance(layer, BaseDiffStride)
+        and layer.cropping
+        and not layer.frozen
     ]
     if not layers:
         raise ValueError(

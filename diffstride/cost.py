@@ -107,7 +107,7 @@ def cost_of_calls(model: keras.Model, calls: Sequence[Call]) -> ModelCost:
             kind=type(call.layer).__name__,
             input_shape=call.input_shape[1:],
             output_shape=call.output_shape[1:],
-            macs=_macs(call),
+            macs=layer_macs(call),
             activation_bytes=call.output_bytes,
         )
         for call in calls
@@ -201,8 +201,8 @@ _ELEMENTWISE = (
 )
 
 
-def _macs(call: Call) -> int:
-    """Multiply-accumulates of a call, whatever its batch axis stands for."""
+def layer_macs(call: Call) -> int:
+    """Counts multiply-accumulates of a call, whatever its batch axis is."""
     layer = call.layer
     inputs, outputs = math.prod(call.input_shape), math.prod(call.output_shape)
     if isinstance(layer, BaseSpectralPooling):

@@ -21,7 +21,7 @@ from diffstride.profiling import (
 )
 from diffstride.resnet import BatchNormReLU, ResidualLayer, ResnetBlock
 from diffstride.static import learned_layers
-from diffstride.surgery import rebuilt
+from diffstride.surgery import copy_weights, rebuilt
 
 _TARGETS = ("spectral", "strided")
 _POOLING = {
@@ -76,7 +76,9 @@ def harden(
     hardened = (_spectral if to == "spectral" else _strided)(model, plan)
     if verbose:
         shape = input_shape or known_shape(model)
-        print(_report(plan, model_cost(model, shape), model_cost(hardened, shape)))
+        print(
+            _report(plan, model_cost(model, shape), model_cost(hardened, shape))
+        )
     return hardened
 
 
@@ -104,7 +106,10 @@ def _plan(calls: Sequence[Call], integers: bool) -> dict[int, _Step]:
             strides = tuple(map(_closest, size.astype(int), learned))
             output = -(-size // strides)
         else:
-            strides = tuple((size / learned).tolist())
+            # The way that sizes are rounded must not come to a next one.
+            down = getattr(layer, "ramp", None) == "straight_through"
+            exact = size / learned * (1 - 1e-6 if down else 1 + 1e-6)
+            strides = tuple(np.maximum(exact, 1.0).tolist())
             output = learned
         scale = output / learned
         sizes = tuple(output.astype(int).tolist())
@@ -128,13 +133,17 @@ def _spectral(model: keras.Model, plan: dict[int, _Step]) -> keras.Model:
         layer.freeze()
         if id(source) in plan:
             layer.strides = plan[id(source)].strides
-            layer.ramp, layer.smoothness_factor = "outer", 0.0
+            layer.smoothness_factor = 0.0
+            if layer.ramp == "inner":
+                layer.ramp = "outer"
             layer.final_smoothness_factor = None
             layer.shared_stride = False
     hardened = rebuilt(copy)
-    for source, layer in zip(sublayers(model), sublayers(hardened), strict=True):
+    for source, layer in zip(
+        sublayers(model), sublayers(hardened), strict=True
+    ):
         if not isinstance(layer, BaseDiffStride):
-            _copy_weights(source, layer)
+            copy_weights(source, layer)
     return hardened
 
 
@@ -171,7 +180,7 @@ class _Plain:
             self._model, clone_function=self._layer, recursive=True
         )
         for source, copy in self._pairs:
-            _copy_weights(source, copy)
+            copy_weights(source, copy)
         return model
 
     def _layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -260,13 +269,6 @@ def _can_stride(layer: keras.layers.Layer) -> bool:
         and layer.padding == "same"
         and {*layer.strides, *layer.dilation_rate} == {1}
     )
-
-
-def _copy_weights(source: keras.layers.Layer, copy: keras.layers.Layer) -> None:
-    """Copies the weights that are a layer's own."""
-    store: dict = {}
-    source.save_own_variables(store)
-    copy.load_own_variables(store)
 
 
 def _report(

@@ -196,6 +196,11 @@ def _recorded(
 
 
 def known_shape(model: keras.Model) -> Any:
+    """Returns the shape of one example that a model was built for.
+
+    Raises:
+        ValueError: if it was built for inputs of unknown size.
+    """
     shape = getattr(model, "input_shape", None)
     if hasattr(model, "operations"):  # Functional; the names of its inputs.
         shape = keras.tree.map_structure(lambda x: x.shape, model.input)

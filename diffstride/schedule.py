@@ -10,8 +10,8 @@ class SmoothnessSchedule(keras.callbacks.Callback):
     """Narrows the ramps of a model while it is trained.
 
     The smoothness of all layers with a `final_smoothness_factor` falls from
-    `smoothness_factor` to it, linearly over the first `share` of the epochs, and
-    then stays. It changes between epochs, without compiling anything again
+    `smoothness_factor` to it, linearly over the first `share` of the epochs,
+    and then stays. It changes between epochs, without compiling anything again
     (`static_sizes` compiles where a size has changed, as ever). With a final
     smoothness of 0 training ends with nominal sizes and hard masks, whose
     strides no longer move: the layer is a fixed crop of the spectrum.
@@ -37,7 +37,8 @@ class SmoothnessSchedule(keras.callbacks.Callback):
         super().__init__()
         if not 0 < share <= 1:
             raise ValueError(
-                f"`share` must be above 0 and at most 1. Received: share={share}"
+                "`share` must be above 0 and at most 1. Received: "
+                f"share={share}"
             )
         self.share = share
         self.epochs = epochs

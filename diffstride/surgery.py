@@ -39,7 +39,7 @@ def freeze(model: keras.Model) -> keras.Model:
     for layer, learned in zip(
         learned_layers(copy), learned_layers(model), strict=True
     ):
-        layer.stride_weights.assign(learned.stride_weights)
+        copy_weights(learned, layer)
         layer.freeze()
     frozen = rebuilt(copy)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +55,13 @@ def freeze(model: keras.Model) -> keras.Model:
                 "`from_config` take it from there (`frozen_config` is gone)."
             )
     return frozen
+
+
+def copy_weights(source: keras.layers.Layer, copy: keras.layers.Layer) -> None:
+    """Copies the weights that are a layer's own, not those of its parts."""
+    store: dict = {}
+    source.save_own_variables(store)
+    copy.load_own_variables(store)
 
 
 def rebuilt(model: keras.Model) -> keras.Model:

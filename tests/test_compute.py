@@ -1,0 +1,188 @@
+"""MACs at other strides, and strides held to a number of MACs."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+import diffstride
+from diffstride import DiffStride, DiffStride1D, add_compute_budget, model_cost
+from diffstride.compute import ComputeModel, project, settle
+from diffstride.resnet import Resnet
+
+SHAPE = (14, 14, 1)
+IMAGES = np.random.RandomState(0).rand(64, *SHAPE).astype("float32")
+LABELS = np.arange(64) % 3
+
+
+def network(strides=(1, 2, 2), placement="before", **arguments):
+    keras.utils.set_random_seed(0)
+    pooling = functools.partial(
+        DiffStride, **{"smoothness_factor": 1.0, "norm": "forward"} | arguments
+    )
+    model = Resnet(
+        [4, 4, 8],
+        list(strides),
+        3,
+        pooling_cls=pooling,
+        num_layers=1,
+        pooling_placement=placement,
+    )
+    model.build((None, *SHAPE))
+    return model
+
+
+def two_branches():
+    layers = keras.layers
+    inputs = keras.Input((20, 3))
+    x = layers.Conv1D(4, 3, padding="same")(inputs)
+    tower = layers.Conv1D(6, 3, padding="same")(DiffStride1D(1.5, 2.0)(x))
+    other = layers.Conv1D(5, 5, padding="same")(DiffStride1D(3.0, 1.0)(x))
+    pooled = [layers.GlobalAveragePooling1D()(each) for each in (tower, other)]
+    return keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(pooled)))
+
+
+def joined():
+    """Where the cost of a layer depends on two strides at once."""
+    layers = keras.layers
+    inputs = keras.Input((24, 2))
+    maps = [DiffStride1D(s, 1.0)(inputs) for s in (1.2, 2.0)]
+    joined = layers.Concatenate(axis=1)(maps)
+    return keras.Model(inputs, layers.Conv1D(4, 3, padding="same")(joined))
+
+
+def random_strides(compute, seed):
+    random = np.random.RandomState(seed)
+    return compute.clipped(
+        [
+            np.exp(random.uniform(0, 1.5, layer.initial_strides.shape))
+            for layer in compute.layers
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        network,
+        functools.partial(network, (2, 3, 3), "after", ramp="inner"),
+        functools.partial(network, shared_stride=True, smoothness_factor=4.0),
+        functools.partial(network, ramp="straight_through"),
+        two_branches,
+        joined,
+    ],
+)
+def test_macs_at_other_strides_are_those_of_model_cost(make):
+    model = make()
+    compute = ComputeModel(model)
+    for seed in range(6):
+        strides = random_strides(compute, seed)
+        told = compute.macs(strides)
+        for layer, value in zip(compute.layers, strides, strict=True):
+            layer.stride_weights.assign(value)
+        assert told == model_cost(model).macs
+
+
+def test_nothing_of_the_model_changes():
+    model = network()
+    before = model.get_weights()
+    project(ComputeModel(model), [np.float32([1, 1])] * 3, 2e4)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(layer.cached is None for layer in model.pooling_layers)
+
+
+def test_shares_fall_with_depth_and_towers_have_their_own():
+    chain = ComputeModel(network())
+    shares = chain.shares(chain.strides())
+    assert 1 > shares[0] > shares[1] > shares[2] > 0
+    towers = ComputeModel(two_branches())
+    assert sum(towers.shares(towers.strides())) < 1
+
+
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+@pytest.mark.parametrize("start", [(1, 1, 1), (1, 2, 2), (2, 3, 3)])
+def test_projection_meets_a_budget_from_any_start(ramp, start):
+    compute = ComputeModel(network(start, ramp=ramp))
+    least, most = compute.limits()
+    for budget in np.geomspace(1.3 * least, most / 1.3, 4):
+        strides = settle(
+            compute, project(compute, compute.strides(), budget), budget
+        )
+        assert abs(compute.macs(strides) / budget - 1) < 0.05
+        for value in strides:
+            assert (value >= 1).all()
+
+
+def test_within_the_tolerance_nothing_moves():
+    compute = ComputeModel(network())
+    strides = compute.strides()
+    budget = compute.macs(strides) * 1.015
+    assert project(compute, strides, budget) is strides
+
+
+@pytest.mark.parametrize(
+    "start, arguments",
+    [
+        ((1, 1, 1), {}),
+        ((1, 2, 2), {"ramp": "inner"}),
+        ((2, 3, 3), {"final_smoothness_factor": 0.0}),
+    ],
+)
+def test_training_ends_within_the_budget(start, arguments):
+    model = network(start, **arguments)
+    budget = add_compute_budget(model, macs=60_000, every=3)
+    callbacks = [budget]
+    if arguments.get("final_smoothness_factor") is not None:
+        callbacks.append(diffstride.SmoothnessSchedule())
+    model.compile(
+        keras.optimizers.Adam(0.02),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    macs = []
+    noting = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: macs.append(model_cost(model).macs)
+    )
+    model.fit(
+        IMAGES,
+        LABELS,
+        batch_size=8,
+        epochs=5,
+        verbose=0,
+        callbacks=[*callbacks, noting],
+    )
+    assert abs(macs[-1] / 60_000 - 1) < 0.05
+    assert macs[-1] == model_cost(model).macs
+
+
+def test_relative_is_to_the_initial_strides():
+    model = network()
+    macs = model_cost(model).macs
+    assert add_compute_budget(model, relative=0.5).macs == 0.5 * macs
+    model.pooling_layers[0].stride_weights.assign([3.0, 3.0])
+    assert add_compute_budget(model, relative=0.5).macs == 0.5 * macs
+
+
+@pytest.mark.parametrize(
+    "budget, expected",
+    [
+        ({"macs": 10}, "from .* to .* multiply-accumulates"),
+        ({"macs": 1e12}, "from .* to .* multiply-accumulates"),
+        ({"relative": 0.0}, "`relative` must be"),
+        ({"macs": np.nan}, "`macs` must be"),
+        ({"macs": -5.0}, "`macs` must be"),
+        ({}, "either `macs` or `relative`"),
+        ({"macs": 1e4, "relative": 0.5}, "either `macs` or `relative`"),
+    ],
+)
+def test_a_budget_that_cannot_be_met(budget, expected):
+    with pytest.raises(ValueError, match=expected) as error:
+        add_compute_budget(network(), **budget)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_learned_strides_is_refused():
+    frozen = diffstride.freeze(network())
+    with pytest.raises(ValueError, match="DiffStride layers"):
+        add_compute_budget(frozen, relative=0.5)

@@ -1,0 +1,210 @@
+"""Networks with fixed strides, made of learned ones."""
+
+import functools
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from diffstride import (
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    SpatialPooling,
+    freeze,
+    harden,
+    model_cost,
+)
+from diffstride.internals import sublayers
+from diffstride.profiling import pooling_states, profile
+from diffstride.resnet import ResidualLayer, Resnet
+
+# oneDNN crashes in gradients of strided convolutions of three images.
+IMAGES = np.random.RandomState(0).rand(4, 28, 28, 1).astype("float32")
+
+
+def network(strides=(1.2, 2.3, 2.6), shape=(28, 28, 1), **arguments):
+    pooling = functools.partial(
+        DiffStride, **{"smoothness_factor": 1.0, "norm": "forward"} | arguments
+    )
+    model = Resnet(
+        [4, 4, 8],
+        list(strides),
+        5,
+        pooling_cls=pooling,
+        num_layers=2,
+    )
+    model.build((None, *shape))
+    return model
+
+
+def output(model, images=IMAGES):
+    return ops.convert_to_numpy(model(images))
+
+
+def sizes(model):
+    return [state.output_size for state in pooling_states(profile(model))]
+
+
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (17, 20, 1)])
+def test_spectral_keeps_the_sizes(ramp, shape):
+    model = network(ramp=ramp, shape=shape, shared_stride=True)
+    hardened = harden(model, verbose=False)
+    assert sizes(hardened) == sizes(model)
+    for layer in hardened.pooling_layers:
+        assert layer.frozen and layer.smoothness_factor == 0
+    assert hardened.count_params() >= model.count_params()
+    assert sizes(freeze(hardened)) == sizes(model)
+
+
+def test_spectral_is_exact_once_masks_are_hard():
+    model = network(final_smoothness_factor=0.0)
+    for layer in model.pooling_layers:
+        layer.set_smoothness(0.0)
+    hardened = harden(model, verbose=False)
+    np.testing.assert_allclose(output(hardened), output(model), atol=1e-5)
+    assert model_cost(hardened).macs <= model_cost(model).macs
+
+
+def test_a_hard_layer_is_fixed_spectral_pooling():
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), DiffStride((1.7, 2.4), ramp="inner")]
+    )
+    hardened = harden(model, verbose=False)
+    height, width = model(IMAGES).shape[1:3]
+    fixed = FixedSpectralPooling((28 / height, 28 / width))
+    np.testing.assert_allclose(
+        output(hardened), ops.convert_to_numpy(fixed(IMAGES)), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("placement", ["after", "before"])
+def test_strided_is_the_strided_network(placement):
+    """At integer strides nothing is rounded."""
+    arguments = {"num_layers": 2, "pooling_placement": placement}
+    pooling = functools.partial(DiffStride, ramp="inner", norm="forward")
+    model = Resnet([4, 4, 8], [1, 2, 2], 5, pooling_cls=pooling, **arguments)
+    plain = Resnet([4, 4, 8], [1, 2, 2], 5, **arguments)
+    for each in (model, plain):
+        each.build((None, 28, 28, 1))
+    plain.set_weights([w for w in model.get_weights() if w.shape != (2,)])
+    hardened = harden(model, "strided", verbose=False)
+    np.testing.assert_allclose(output(hardened), output(plain), atol=1e-5)
+    assert hardened.count_params() == plain.count_params()
+    assert model_cost(hardened).macs == model_cost(plain).macs
+
+
+def test_strided_takes_the_strides_closest_to_the_learned_sizes():
+    hardened = harden(network((1.9, 3.2, 1.3)), "strided", verbose=False)
+    shapes = {call.name: call.output_shape[1:3] for call in profile(hardened)}
+    assert shapes["stem"] == (14, 14)
+    assert shapes["layer_1_conv_in"] == (7, 7)  # Of the last block.
+
+
+def test_strided_trains_and_loads_without_this_package(tmp_path):
+    hardened = harden(network(), "strided", verbose=False)
+    assert {
+        type(layer).__module__.split(".")[0] for layer in sublayers(hardened)
+    } == {"keras"}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    hardened.compile("sgd", loss)
+    hardened.fit(IMAGES, np.arange(4), epochs=2, verbose=0)
+    hardened.save(tmp_path / "plain.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "expected.npy", output(hardened))
+    program = (
+        "import sys, keras, numpy as np\n"
+        "sys.modules['diffstride'] = None\n"
+        "model = keras.models.load_model('plain.keras')\n"
+        "y = keras.ops.convert_to_numpy(model(np.load('images.npy')))\n"
+        "assert np.abs(y - np.load('expected.npy')).max() < 1e-5\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def graph(pooling, rank=2):
+    layers = keras.layers
+    conv = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}[rank]
+    average = {
+        1: layers.GlobalAveragePooling1D,
+        2: layers.GlobalAveragePooling2D,
+        3: layers.GlobalAveragePooling3D,
+    }[rank]
+    inputs = keras.Input((12,) * rank + (2,))
+    x = conv(4, 3, padding="same", activation="relu")(inputs)
+    a = conv(4, 3, padding="same")(x)
+    x = layers.Add()([pooling(a), pooling(x)])
+    return keras.Model(inputs, layers.Dense(2)(average()(x)))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_graph_gets_average_pooling(rank):
+    cls = {1: DiffStride1D, 2: DiffStride}[rank]
+    model = graph(cls(2.2, 1.0), rank)
+    hardened = harden(model, "strided", verbose=False)
+    pooled = [
+        layer
+        for layer in hardened.layers
+        if "AveragePooling" in type(layer).__name__
+    ]
+    assert pooled[0].strides == (2,) * rank and len(pooled) == 2
+    images = np.random.RandomState(0).rand(2, *model.input_shape[1:])
+    assert output(hardened, images).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.Sequential(
+            [keras.Input((12, 12, 3)), network(shape=(12, 12, 3))]
+        ),
+        lambda: keras.Sequential(
+            [
+                keras.Input((12, 12, 3)),
+                ResidualLayer(
+                    6, strides=2.3, project=True, pooling_cls=DiffStride
+                ),
+                keras.layers.GlobalAveragePooling2D(),
+            ]
+        ),
+        lambda: graph(
+            keras.Sequential([keras.layers.Conv2D(4, 1), DiffStride(3.0)])
+        ),
+        lambda: freeze(network(shape=(12, 12, 3))),
+    ],
+)
+def test_models_in_models(make):
+    model = make()
+    images = np.random.RandomState(0).rand(2, *model.input_shape[1:])
+    for to in ("spectral", "strided"):
+        hardened = harden(model, to, verbose=False)
+        assert output(hardened, images).shape == output(model, images).shape
+        if to == "strided":
+            assert not any(
+                type(layer).__module__.startswith("diffstride")
+                for layer in sublayers(hardened)
+            )
+
+
+def test_what_rounding_changes_is_reported(capsys):
+    harden(network((1, 2.3, 2.6)), "strided")
+    table = capsys.readouterr().out
+    assert "2.30 x 2.30" in table and "2 x 2" in table
+    assert "multiply-accumulates" in table
+
+
+def test_what_cannot_be_hardened():
+    with pytest.raises(ValueError, match="`to` must be one of"):
+        harden(network(), "dense")
+    model = keras.Sequential([keras.Input((4, 4, 1)), SpatialPooling()])
+    with pytest.raises(ValueError, match="DiffStride"):
+        harden(model)
+    frames = keras.Sequential(
+        [keras.Input((2, 8, 8, 1)), keras.layers.TimeDistributed(DiffStride())]
+    )
+    with pytest.raises(ValueError, match="cannot replace"):
+        harden(frames, "strided")
