@@ -4,20 +4,23 @@ r"""Trains a network as a gin config says.
         --gin_bindings="resnet.Resnet.pooling_cls = @pooling.DiffStride"
 """
 
-import os
 import pathlib
 import sys
-from logging import WARNING
+from logging import WARNING, Formatter
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from diffstride.startup import quiet_libraries
 
-import gin  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
+with quiet_libraries():
+    import gin
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    from absl import app, flags, logging
 
-from diffstride import config  # noqa: E402
-from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+    from diffstride import config
+    from diffstride.errors import UserError, run_reporting_errors
+
+    tf.config.list_physical_devices()  # Where CUDA is looked for.
 
 _CONFIG = flags.DEFINE_multi_string(
     "gin_config",
@@ -67,13 +70,15 @@ def main(argv: list[str]) -> int:
     def settings() -> str:
         text = config.operative()
         for sentence in config.unused(bindings, text):
-            logging.warning(sentence)
+            logging.warning("warning: %s", sentence)
         return text
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_worth_reading)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_is_worth_reading)
+    handler.setFormatter(Formatter("%(message)s"))
     try:
         config.run_training(config_fn=settings, differing_fn=config.differing)
     except UserError as error:

@@ -155,6 +155,7 @@ def train(
         root / "summary.json", json.dumps(summary, indent=1) + "\n"
     )
     print(_format_summary(summary))
+    print(f"\nmodel, summary and metrics of each epoch are in {root}")
     return summary
 
 
