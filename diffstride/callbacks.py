@@ -239,8 +239,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for writer in open_writers(self):
                 writer.flush()
 
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Does nothing."""
+
     def on_test_end(self, logs: dict | None = None) -> None:
         """Writes nothing, as `on_epoch_end` gets the same numbers."""
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the files."""
+        with self._writing():
+            super().on_train_end(logs)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -248,7 +256,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
             try:
                 yield
             except tf.errors.OpError as error:
-                raise OSError(error.message) from error
+                # Less what TensorFlow says of its own insides.
+                reason = error.message.splitlines()[0].split("}} ")[-1]
+                raise OSError(reason) from error
 
 
 def _step(model: keras.Model) -> int:

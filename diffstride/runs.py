@@ -55,8 +55,8 @@ _PARTS = ("run.json", "summary.json", "metrics.jsonl")
 def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
     """Packs a workdir, finished or not, into a record."""
     root = pathlib.Path(workdir)
-    again = "Start the same {} again, which writes it anew"
-    run = read_json(root / "run.json", _RUN, again.format("sweep"))
+    remedy = "The command that made this run writes it anew; or remove it"
+    run = read_json(root / "run.json", _RUN, remedy)
     return {
         "name": root.resolve().name,
         "settings": {},
@@ -65,9 +65,7 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
         "jobs": None,
         "error": None,
         **(run or {}),
-        "summary": read_json(
-            root / "summary.json", _SUMMARY, again.format("run")
-        ),
+        "summary": read_json(root / "summary.json", _SUMMARY, remedy),
         "epochs": read_rows(root / "metrics.jsonl"),
     }
 
