@@ -12,8 +12,8 @@ from diffstride.callbacks import (
     TensorBoard,
 )
 from diffstride.errors import NonFiniteLossError
-from diffstride.files import read_rows
 from diffstride.resnet import Resnet
+from diffstride.runs import read_rows
 
 
 def trained(callbacks, learning_rate=0.1, epochs=2, **kwargs):

@@ -13,8 +13,13 @@ from typing import Any, TextIO
 
 from diffstride import settings
 from diffstride.errors import UserError
-from diffstride.files import make_folder, read_ours, replace_lines
-from diffstride.files import replace_text, writing
+from diffstride.files import (
+    make_folder,
+    read_ours,
+    replace_lines,
+    replace_text,
+    writing,
+)
 from diffstride.runs import read_records, read_run
 from diffstride.sweep.grid import Run
 from diffstride.sweep.processes import Process
