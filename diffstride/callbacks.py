@@ -89,7 +89,7 @@ class Backup(keras.callbacks.Callback):
         The model must be built and compiled.
 
         Raises:
-            UserError: if what is kept is damaged, or of another network.
+            UserError: if what is kept is damaged or of another network.
         """
         reasons = []
         for path in filter(pathlib.Path.exists, self._sources):
@@ -240,15 +240,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 writer.flush()
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """Does nothing."""
+        """Does nothing: `on_epoch_end` gets the same numbers."""
 
-    def on_test_end(self, logs: dict | None = None) -> None:
-        """Writes nothing, as `on_epoch_end` gets the same numbers."""
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        """Closes the files."""
-        with self._writing():
-            super().on_train_end(logs)
+    on_test_end = on_test_begin
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from diffstride.errors import UserError
 
-# What JSON must hold: a type; a list of one shape, which all items have; or
-# shapes by key. A key that ends in ? may be missing or null, and further keys
-# may be there.
+# What JSON must hold: a type, a list of one shape, or shapes by key. A key that
+# ends in ? may be missing or null, and further keys may be there.
 Shape = type | list | dict
 
 
@@ -35,13 +34,9 @@ def read_json(path: pathlib.Path, shape: Shape, remedy: str) -> Any:
 def read_lines(
     path: pathlib.Path, shape: Shape, remedy: str, may_be_cut: bool = False
 ) -> list[Any]:
-    """Reads a JSON-lines file, without lines that are empty.
+    """Reads a JSON-lines file, if there is one, without empty lines.
 
-    Args:
-        path: the file, which need not be there.
-        shape: what each line holds.
-        remedy: what the user can do about a line that does not.
-        may_be_cut: whether a last line without its end is left out.
+    A last line without its end is left out if lines `may_be_cut`.
     """
     text = read_text(path) if path.exists() else ""
     # NUL is what power cuts leave.
@@ -59,13 +54,9 @@ def read_ours(
     what: str,
     read: Callable[[pathlib.Path], Any],
 ) -> Any:
-    """Reads a file before it is replaced; `None` if there is none.
+    """Reads a file that is to be replaced, if it is there, and holds `what`.
 
-    Args:
-        path: the file.
-        setting: what named it.
-        what: what it must hold, not to be refused.
-        read: returns the content, or raises a `UserError` or `ValueError`.
+    `read` raises a `UserError` if it does not; `setting` is what named it.
     """
     if not path.exists():
         return None
@@ -73,7 +64,7 @@ def read_ours(
         if not path.is_file():
             raise UserError("it is no file")
         return read(path)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         raise UserError(
             f"{setting} must be a new file, or {what}. Received: {path}, which "
             f"holds something else ({error})"
@@ -151,10 +142,10 @@ def _misfit(value: Any, shape: Shape, name: str = "") -> str | None:
     """Says what in a value is not of its shape."""
     kind = shape if isinstance(shape, type) else type(shape)
     good = type(value) is kind
-    if kind is float:  # Any number.
+    if kind is float:  # Any number that is finite.
         good = type(value) in (int, float) and abs(value) < 1e300
     if not good:
-        return f"{name or 'it'} must be {_KINDS[kind]}"
+        return f"{name or 'it'} must be {kind.__name__}"
     parts = []
     if isinstance(shape, list):
         parts = [(f"{name}[{i}]", v, shape[0]) for i, v in enumerate(value)]
@@ -166,13 +157,3 @@ def _misfit(value: Any, shape: Shape, name: str = "") -> str | None:
                 parts.append((path, part, each))
     found = (_misfit(part, each, path) for path, part, each in parts)
     return next(filter(None, found), None)
-
-
-_KINDS = {
-    bool: "true or false",
-    dict: "an object {...}",
-    float: "a finite number",
-    int: "a whole number",
-    list: "a list [...]",
-    str: "a text",
-}

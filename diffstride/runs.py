@@ -13,40 +13,23 @@ from typing import Any
 from diffstride.errors import UserError
 from diffstride.files import read_json, read_lines
 
-_ROW = {
-    "epoch": int,
-    **{
-        f"{key}?": float
-        for key in ("seconds", "macs", "activation_bytes", "stride_cost")
-    },
-}
+_COST = {"macs?": float, "activation_bytes?": float, "stride_cost?": float}
+_ROW = {"epoch": int, "seconds?": float, **_COST}
+_PAIRS = ("initial", "strides", "input_size", "output_size")
 _LAYER = {
-    "name": str,
-    "learned": bool,
-    **{
-        key: [float]
-        for key in ("initial", "strides", "input_size", "output_size")
-    },
-    "kind?": str,
-    "ramp?": str,
-    "smoothness_factor?": float,
+    **{"name": str, "learned": bool, **dict.fromkeys(_PAIRS, [float])},
+    **{"kind?": str, "ramp?": str, "smoothness_factor?": float},
     "expected?": [[float]],
 }
 _SUMMARY = {
-    "test_accuracy": float,
-    "seconds": float,
-    "epochs?": float,
-    "cost?": {"macs?": float, "activation_bytes?": float},
+    **{"test_accuracy": float, "seconds": float, "epochs?": float},
+    "cost?": _COST,
     "environment?": {"devices?": [str]},
     "pooling?": [_LAYER],
 }
 _RUN = {
-    "name": str,
-    "settings": {"method?": str},
-    "gin_config?": str,
-    "bindings?": [str],
-    "jobs?": float,
-    "error?": str,
+    **{"name": str, "settings": {"method?": str}, "gin_config?": str},
+    **{"bindings?": [str], "jobs?": float, "error?": str},
 }
 _RECORD = {**_RUN, "summary?": _SUMMARY, "epochs?": [_ROW]}
 _PARTS = ("run.json", "summary.json", "metrics.jsonl")

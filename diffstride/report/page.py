@@ -62,7 +62,7 @@ def _earlier_figures(path: pathlib.Path, names: Iterable[str]) -> set[str]:
     def read(path: pathlib.Path) -> set[str]:
         text = files.read_text(path)
         if text.strip() and "\n\n## Test accuracy, %\n\n|" not in text:
-            raise ValueError("without a table of test accuracy")
+            raise UserError("without a table of test accuracy")
         return set(re.findall(r"^!\[.*\]\((\w+\.png)\)$", text, re.MULTILINE))
 
     found = (

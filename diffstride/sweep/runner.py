@@ -120,11 +120,6 @@ class Sweep:
     def _look(self, run: Run) -> tuple[str, dict[str, Any] | None]:
         """Returns the state of a run, and its record unless it is damaged."""
         workdir = self.workdir(run)
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(
-                f"{workdir} must be the folder of a run, and is a file; move "
-                "it away, or choose another --workdir"
-            )
         try:
             found = read_run(workdir)
         except UserError:
