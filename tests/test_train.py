@@ -28,6 +28,7 @@ from diffstride import (
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, run_reporting_errors
 from diffstride.profiling import stride_variables
+from diffstride.runs import read_rows
 
 TINY = [
     "resnet.Resnet.filters = [4, 4, 8]",
@@ -321,7 +322,7 @@ def test_a_damaged_run_is_summed_up_again(
     assert told.partition(body)[2] == out.partition(body)[2] != ""
     for name, value in weights(workdir).items():
         np.testing.assert_array_equal(value, before[name])
-    assert rows(workdir) == rows(undisturbed)
+    assert read_rows(path) == rows(undisturbed)
     # What cannot be mended is named, with what to do.
     for name, wrong, message in (
         ("metrics.jsonl", "hello\n", "metrics.jsonl, line 1: it must be JSON."),
