@@ -139,7 +139,7 @@ class Backup(keras.callbacks.Callback):
 
 
 class EpochRecorder(keras.callbacks.Callback):
-    """Completes the metrics of an epoch and adds them to a JSON-lines file.
+    """Completes the metrics of an epoch and appends them to a JSON-lines file.
 
     To what Keras reports it adds the epoch's duration, its training steps per
     second, the learning rate, the stride cost J, for each pooling layer its
@@ -167,7 +167,8 @@ class EpochRecorder(keras.callbacks.Callback):
         """Rewrites the file without the rows that will be repeated."""
         replace_lines(self.path, self.rows)
         if not self.rows:
-            self.initial = self._scalars()
+            calls = profile(self.model, self.image_shape)
+            self.initial = scalars(self.model, calls)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -179,13 +180,14 @@ class EpochRecorder(keras.callbacks.Callback):
         self._steps_per_second = (batch + 1) / seconds
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Adds a row."""
+        """Appends a row."""
+        calls = profile(self.model, self.image_shape)
         self.scalars = {
             "learning_rate": float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             ),
             "steps_per_second": self._steps_per_second,
-            **self._scalars(),
+            **scalars(self.model, calls),
         }
         row = {
             "epoch": epoch + 1,
@@ -196,9 +198,6 @@ class EpochRecorder(keras.callbacks.Callback):
         }
         self.rows.append(row)
         replace_lines(self.path, self.rows)
-
-    def _scalars(self) -> dict[str, float]:
-        return scalars(self.model, profile(self.model, self.image_shape))
 
 
 class TensorBoard(keras.callbacks.TensorBoard):

@@ -92,14 +92,18 @@ def rows(workdir):
 
 
 def scalars(directory):
-    """All scalars of TensorBoard event files: name -> {step: value}."""
+    """All scalars of TensorBoard event files: name -> {step: value}.
+
+    No step is there twice.
+    """
     found = {}
     for path in sorted(pathlib.Path(directory).glob("events.*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
                     number = float(tf.make_ndarray(value.tensor))
-                    found.setdefault(value.tag, {})[event.step] = number
+                    assert event.step not in found.setdefault(value.tag, {})
+                    found[value.tag][event.step] = number
     return found
 
 
@@ -296,6 +300,8 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+    charted = scalars(workdir / "tensorboard" / "train")
+    assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
     for ours, theirs in zip(rows(workdir), rows(undisturbed), strict=True):
         assert {k: v for k, v in ours.items() if k not in timing} == {
