@@ -66,7 +66,10 @@ def _earlier_figures(path: pathlib.Path, names: Iterable[str]) -> set[str]:
         return set(re.findall(r"^!\[.*\]\((\w+\.png)\)$", text, re.MULTILINE))
 
     found = (
-        files.read_ours(path, "--output", "an earlier report", read) or set()
+        files.read_ours(
+            path, "report.md in --output", "an earlier report", read
+        )
+        or set()
     )
     for name in names:
         if name not in found and (path.parent / name).exists():
