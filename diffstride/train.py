@@ -114,11 +114,14 @@ def train(
 
     root = files.make_folder(workdir, "`workdir`")
     config_text = config_fn() if config_fn else ""
-    backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
-    if backup.path.exists():
-        _check_same_run(root, config_text, differing_fn)
-    files.replace_text(root / "config.gin", config_text)
+    for name in ("backup", "tensorboard"):
+        files.make_folder(root / name, f"`{name}` of the run")
+    backup = callbacks.Backup(
+        root / "backup", datasets.steps_per_epoch, root / "model.keras"
+    )
+    _check_same_run(root, backup, config_text, differing_fn)
     first_epoch = backup.restore(model)
+    files.replace_text(root / "config.gin", config_text)
     if first_epoch:
         logging.info("Going on after epoch %d in %s", first_epoch, root)
 
@@ -138,17 +141,17 @@ def train(
             callbacks=[
                 callbacks.StopOnNonFiniteLoss(),
                 recorder,
+                backup,
                 callbacks.TensorBoard(
                     str(root / "tensorboard"), recorder, config_text
                 ),
-                backup,
             ],
         )
     # Replicas have batch statistics of their own. The model that is tested is
     # to be the one that is kept.
     backup.restore(model)
     files.replace_file(root / "model.keras", model.save)
-    seconds = sum(row["seconds"] for row in recorder.rows)
+    seconds = sum(row.get("seconds", 0) for row in recorder.rows)
     epochs = max(first_epoch, num_epochs)
     summary = _summary(model, datasets, seconds, epochs, seed)
     files.replace_text(
@@ -238,14 +241,26 @@ def _compile(
 
 def _check_same_run(
     root: pathlib.Path,
+    backup: callbacks.Backup,
     config_text: str,
     differing_fn: Callable[[str, str], Sequence[str]] | None,
 ) -> None:
-    """Refuses to go on with a run that had other settings."""
+    """Refuses a workdir that holds anything else than this run.
+
+    Other settings may follow those with which no epoch was completed.
+    """
     path = root / "config.gin"
+    kept = backup.exists() or (root / "summary.json").exists()
     if not path.exists():
+        if backup.path.exists() or not kept:
+            return
+        raise ConfigError(
+            f"`workdir` {root} holds a model or a summary without the "
+            "config.gin that a run leaves; choose another --workdir"
+        )
+    if not kept and (root / "metrics.jsonl").exists():
         return
-    old = path.read_text()
+    old = files.read_text(path)
     if differing_fn:
         differing = differing_fn(old, config_text)
     else:

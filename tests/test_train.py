@@ -1,7 +1,9 @@
+import contextlib
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from absl.testing import flagsaver
 from diffstride import (
     DiffStride,
     FixedSpectralPooling,
+    callbacks,
     config,
     main,
     resnet,
@@ -25,6 +28,7 @@ from diffstride import (
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, run_reporting_errors
 from diffstride.profiling import stride_variables
+from diffstride.runs import read_rows
 
 TINY = [
     "resnet.Resnet.filters = [4, 4, 8]",
@@ -88,14 +92,18 @@ def rows(workdir):
 
 
 def scalars(directory):
-    """All scalars of TensorBoard event files: name -> {step: value}."""
+    """All scalars of TensorBoard event files: name -> {step: value}.
+
+    No step is there twice.
+    """
     found = {}
     for path in sorted(pathlib.Path(directory).glob("events.*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
                     number = float(tf.make_ndarray(value.tensor))
-                    found.setdefault(value.tag, {})[event.step] = number
+                    assert event.step not in found.setdefault(value.tag, {})
+                    found[value.tag][event.step] = number
     return found
 
 
@@ -153,18 +161,21 @@ def test_tensorboard_files_read_back(finished):
         "macs",
         "activation_bytes",
     ]
-    for name in ("pooling", "block_1/layer_1/pooling"):
+    for name in ("pooling", "block_2/layer_1/pooling"):
         for axis in ("height", "width"):
             expected.append(f"stride/{name}/{axis}")
             expected.append(f"output_size/{name}/{axis}")
     for name in expected:
         series = found[f"epoch_{name}"]
-        assert sorted(series) == [0, 1, 2, 3]
+        # At 0 what the initial strides tell.
+        start = [] if name in expected[:4] else [0]
+        assert sorted(series) == [*start, 1, 2, 3, 4]
         for row in table:
-            value = series[row["epoch"] - 1]
+            value = series[row["epoch"]]
             assert value == pytest.approx(row[name], rel=1e-5), name
+    assert found["epoch_stride/block_2/layer_1/pooling/width"][0] == 2.0
     validation = scalars(workdir / "tensorboard" / "validation")
-    assert {"epoch_accuracy", "epoch_loss"} <= set(validation)
+    assert set(validation) == {"epoch_accuracy", "epoch_loss"}
 
 
 def test_summary_on_the_terminal(finished):
@@ -248,10 +259,10 @@ MOMENTS = {
     "callbacks.StopOnNonFiniteLoss, 'on_train_batch_end', 13)",
     "between metrics and backup": "die_before("
     "callbacks.Backup, 'on_epoch_end', 2)",
-    # Of the second epoch; the first call is for config.gin, and the second
-    # for metrics.jsonl.
-    "with a backup written and not in place": "die_before(os, 'replace', 4)",
-    "with the model written and not in place": "die_before(os, 'replace', 7)",
+    # Of the second epoch; the first call is for config.gin, then come
+    # metrics.jsonl at the start, and metrics.jsonl and backup of each epoch.
+    "with a backup written and not in place": "die_before(os, 'replace', 6)",
+    "with the model written and not in place": "die_before(os, 'replace', 11)",
 }
 
 
@@ -289,6 +300,8 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+    charted = scalars(workdir / "tensorboard" / "train")
+    assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
     for ours, theirs in zip(rows(workdir), rows(undisturbed), strict=True):
         assert {k: v for k, v in ours.items() if k not in timing} == {
@@ -296,21 +309,74 @@ def test_a_killed_run_ends_with_the_same_weights(
         }
 
 
-def test_a_finished_run_is_summed_up_again(finished, data_dir, main_here):
-    workdir, out = finished
+def test_a_damaged_run_is_summed_up_again(
+    finished, data_dir, main_here, tmp_path
+):
+    undisturbed, out = finished
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
     before = weights(workdir)
-    status, again, _ = main_here(
-        workdir, data_dir, *TINY, "train.num_epochs = 4"
-    )
-    assert status == 0
-    assert "ms/step" not in again
-
-    def body(text):
-        return text[text.index("test accuracy") :]
-
-    assert body(again) == body(out)
+    (workdir / "backup" / "latest.weights.h5").write_bytes(b"cut short")
+    (workdir / "summary.json").write_text("\0\0")
+    path = workdir / "metrics.jsonl"
+    path.write_text(f'\n\0\0\n{path.read_text()}{{"epoch": 5, "sec')
+    again = (workdir, data_dir, *TINY, "train.num_epochs = 4")
+    status, told, err = main_here(*again)
+    assert status == 0, err
+    assert "ms/step" not in told
+    body = "test accuracy"
+    assert told.partition(body)[2] == out.partition(body)[2] != ""
     for name, value in weights(workdir).items():
         np.testing.assert_array_equal(value, before[name])
+    assert read_rows(path) == rows(undisturbed)
+    # What cannot be mended is named, with what to do.
+    for name, wrong, message in (
+        ("metrics.jsonl", "hello\n", "metrics.jsonl, line 1: it must be JSON."),
+        ("config.gin", "\xff", "config.gin cannot be read: "),
+        ("tensorboard", None, "`tensorboard` of the run must be a folder"),
+    ):
+        path = workdir / name
+        if wrong is None:
+            shutil.rmtree(path)
+        whole = path.read_bytes() if path.exists() else b""
+        path.write_text(wrong or "", encoding="latin1")
+        status, _, err = main_here(*again)
+        last = err.strip().splitlines()[-1]
+        assert (status, last[:7], message in last) == (1, "error: ", True)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "files, refused",
+    [
+        ({}, None),
+        ({"config.gin": "old", "metrics.jsonl": ""}, None),  # No epoch kept.
+        ({"config.gin": "new", "summary.json": ""}, None),
+        ({"backup/latest.weights.h5": ""}, None),
+        ({"log.txt": "", "run.json": ""}, None),
+        ({"config.gin": "old", "backup/latest.weights.h5": ""}, "other sett"),
+        ({"config.gin": "old", "model.keras": ""}, "other settings"),
+        (
+            {"config.gin": "old", "metrics.jsonl": "", "summary.json": ""},
+            "other settings",
+        ),
+        ({"config.gin": "my own"}, "other settings"),
+        ({"model.keras": "mine"}, "a model or a summary without the config"),
+        ({"summary.json": "{}"}, "a model or a summary without the config"),
+        ({"model.keras": "mine", "metrics.jsonl": ""}, "without the config.gi"),
+    ],
+)
+def test_which_workdirs_are_gone_on_with(files, refused, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    backup = callbacks.Backup(tmp_path / "backup", 1, tmp_path / "model.keras")
+    with (
+        pytest.raises(ConfigError, match=refused)
+        if refused
+        else contextlib.nullcontext()
+    ):
+        train._check_same_run(tmp_path, backup, "new", None)
 
 
 def test_a_workdir_of_another_run_is_refused(finished, data_dir, main_here):
@@ -341,7 +407,8 @@ def test_divergence_in_the_last_step_of_an_epoch(data_dir, tmp_path, main_here):
     assert "after step 1 (epoch 1, batch 1). Training stopped" in last
     assert "test accuracy" not in out
     names = {path.name for path in workdir.iterdir()}
-    assert not names & {"backup", "model.keras", "summary.json"}
+    assert not names & {"model.keras", "summary.json"}
+    assert not list((workdir / "backup").iterdir())
     assert rows(workdir) == []
 
 

@@ -90,7 +90,7 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
 
     The lock holds until this process and those that were given it have ended.
     """
-    with (make_folder(folder, "--workdir") / "sweep.lock").open("w") as lock:
+    with (make_folder(folder, "--workdir") / "sweep.lock").open("a") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
         while not _try_to_lock(lock):
             # The children of a process just killed take a moment to die.
