@@ -80,15 +80,13 @@ def _held(call: Call) -> str | None:
         return "it is frozen, or not `trainable`"
     if layer.stride_lr_multiplier == 0:
         return "its `stride_lr_multiplier` is 0"
-    lowest, highest = (
-        layer.low_pass.used(_sizes(call), np.full_like(_strides(call), limit))
-        for limit in (
-            layer.lower_limit_stride or 1.0,
-            layer.upper_limit_stride or np.inf,
+    if layer.upper_limit_stride:
+        lowest, highest = (
+            layer.low_pass.used(_sizes(call), np.full_like(_strides(call), x))
+            for x in (layer.lower_limit_stride or 1.0, layer.upper_limit_stride)
         )
-    )
-    if (lowest == highest).all():
-        return f"its limits leave no room on a map of {_sizes(call)}"
+        if (lowest == highest).all():
+            return f"its limits leave no room on a map of {_sizes(call)}"
     return None
 
 

@@ -20,11 +20,12 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # lines below its own, and no others.
 LAYERS = (
     "errors formatting internals numerics environment settings registration",
-    "files masks static datasets",
+    "files masks optimization datasets",
+    "static",
     "runs resampling data",
     "pooling",
     "profiling resnet surgery",
-    "budget",
+    "budget diagnostics",
     "cost",
     "callbacks",
     "train",
@@ -34,8 +35,8 @@ LAYERS = (
 TOOLS = ("sweep", "report")
 LIGHT = set("errors formatting settings files runs registration sweep".split())
 LIBRARY = set(
-    "internals numerics masks static resampling pooling profiling resnet "
-    "surgery budget cost formatting".split()
+    "internals numerics masks optimization static resampling pooling profiling "
+    "resnet surgery budget diagnostics cost formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
