@@ -45,14 +45,13 @@ def check(model: keras.Model, input_shape: Any = None) -> list[str]:
     example = keras.tree.map_structure(
         lambda blank: _random(blank.shape), blank_example(model, input_shape)
     )
-    held = {call: _held(call) for call in calls}
-    findings = [
-        f"{call.name} does not learn its stride: {why}."
-        for call, why in held.items()
-        if why
-    ]
-    trained = [call for call in calls if not held[call]]
-    findings += _without_gradient(model, example, trained)
+    findings = []
+    for call, none in zip(
+        calls, _no_gradient(model, example, calls), strict=True
+    ):
+        why = _held(call) or (none.any() and _cause(call, none))
+        if why:
+            findings.append(f"{call.name} does not learn its stride: {why}.")
     findings += _taken_for_granted(model, example, calls)
     findings += optimizer_findings(model)
     for finding in findings:
@@ -90,30 +89,21 @@ def _held(call: Call) -> str | None:
     return None
 
 
-def _without_gradient(
-    model: keras.Model, example: Any, calls: Sequence[Call]
-) -> list[str]:
-    findings = []
-    for call, none in zip(
-        calls, _no_gradient(model, example, calls), strict=True
-    ):
-        if not none.any():
-            continue
-        (alone,) = _no_gradient(call.layer, _random(call.input_shape), [call])
-        axes = "" if none.all() else f" along spatial axis {none.argmax()}"
-        findings.append(
-            f"{call.name} does not learn its stride{axes}: "
-            + (
-                f"the mask of stride {_strides(call)} on a map of "
-                f"{_sizes(call)} has no gradient. Give a larger "
-                "`smoothness_factor`, another `ramp`, or other initial strides."
-                if alone.any()
-                else "what follows does not depend on it. A layer keeps the "
-                "mean of a map, up to a factor, and global average pooling "
-                "takes only that. Put a convolution and a nonlinearity between."
-            )
+def _cause(call: Call, none: np.ndarray) -> str:
+    """Why strides, those of which `none` tells, have no gradient."""
+    (alone,) = _no_gradient(call.layer, _random(call.input_shape), [call])
+    if alone.any():
+        return (
+            f"the mask of stride {_strides(call)} on a map of {_sizes(call)} "
+            f"has no gradient along axes {np.flatnonzero(none).tolist()} of "
+            "these. Give a larger `smoothness_factor`, another `ramp`, or "
+            "other initial strides"
         )
-    return findings
+    return (
+        "what follows does not depend on it. A layer keeps the mean of a map, "
+        "up to a factor, and global average pooling takes only that. Put a "
+        "convolution and a nonlinearity between"
+    )
 
 
 def _no_gradient(
@@ -201,7 +191,9 @@ def _taken_for_granted(
                 _run(model, example)
         except Exception as error:  # Each backend has its own.
             errors[call.name] = " ".join(str(error).split())
-    return errors and [
+    if not errors:
+        return []
+    return [
         "The model breaks as soon as one of these strides moves, and with it "
         f"the size of a map: {', '.join(errors)}. Branches that are joined need"
         " one shared DiffStride layer; before a dense layer, use global pooling"
