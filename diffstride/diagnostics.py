@@ -190,14 +190,14 @@ def _taken_for_granted(
             ):
                 _run(model, example)
         except Exception as error:  # Each backend has its own.
-            errors[call.name] = " ".join(str(error).split())
+            errors[call.name] = str(error).partition("\n")[0]
     if not errors:
         return []
     return [
         "The model breaks as soon as one of these strides moves, and with it "
         f"the size of a map: {', '.join(errors)}. Branches that are joined need"
         " one shared DiffStride layer; before a dense layer, use global pooling"
-        f" instead of `Flatten`. It ends in: {[*errors.values()][0][:160]}"
+        f" instead of `Flatten`. Keras says: {[*errors.values()][0]}"
     ]
 
 
