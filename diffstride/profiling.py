@@ -88,10 +88,11 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
             for call in calls
             if isinstance(call.layer, BaseDiffStride)
         ]
-        error.add_note(
-            f"Branches that are joined need one shared DiffStride layer. Before"
-            f" this error: {', '.join(learned)}"
-        )
+        if len(learned) > 1:
+            error.add_note(
+                "Branches that are joined need one shared DiffStride layer. "
+                f"Before this error: {', '.join(learned)}"
+            )
         raise
     return calls
 
