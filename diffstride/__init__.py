@@ -14,6 +14,8 @@ _MODULES = {
     "stride_cost": "budget",
     "format_cost": "cost",
     "model_cost": "cost",
+    "check": "diagnostics",
+    "exclude_strides_from_weight_decay": "optimization",
     "DiffStride": "pooling",
     "DiffStride1D": "pooling",
     "DiffStride3D": "pooling",

@@ -16,7 +16,7 @@ from absl import logging
 from diffstride.cost import scalars
 from diffstride.errors import NonFiniteLossError, UserError
 from diffstride.files import replace_file, replace_lines, writing
-from diffstride.internals import open_writers, train_writer
+from diffstride.internals import open_writers, optimizer_of, train_writer
 from diffstride.profiling import profile
 from diffstride.runs import read_rows
 
@@ -182,9 +182,12 @@ class EpochRecorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
         calls = profile(self.model, self.image_shape)
+        optimizer = optimizer_of(
+            self.model.optimizer, self.model.trainable_variables[0]
+        )
         self.scalars = {
             "learning_rate": float(
-                keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+                keras.ops.convert_to_numpy(optimizer.learning_rate)
             ),
             "steps_per_second": self._steps_per_second,
             **scalars(self.model, calls),

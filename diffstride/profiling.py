@@ -7,10 +7,11 @@ would do without, but know neither what a composite layer does inside nor sizes
 that are learned.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -64,6 +65,40 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         ValueError: if the model is not built, or if it was built for inputs of
             unknown size and no shape is given.
     """
+    example = blank_example(model, input_shape)
+    calls: list[Call] = []
+    leaves = [
+        layer
+        for layer in sublayers(model)
+        if layer is not model and len(list(sublayers(layer))) == 1
+    ]
+
+    def recorded(layer: Any, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        name = path_in(model, layer)
+        calls.append(_record(layer, name, (args, kwargs), outputs))
+        return outputs
+
+    try:
+        with intercepted(leaves, recorded):
+            model(example, training=False)
+    except Exception as error:
+        learned = [
+            f"{call.name} gave {call.output_shape}"
+            for call in calls
+            if isinstance(call.layer, BaseDiffStride)
+        ]
+        if len(learned) > 1:
+            error.add_note(
+                "Branches that are joined need one shared DiffStride layer. "
+                f"Before this error: {', '.join(learned)}"
+            )
+        raise
+    return calls
+
+
+def blank_example(model: keras.Model, input_shape: Any = None) -> Any:
+    """Returns a batch of one blank example; see `profile`."""
     if not model.built:
         raise ValueError(
             f"{model.name} must be built, as its strides are weights. Call it "
@@ -71,25 +106,21 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         )
     if input_shape is None:
         input_shape = _known_shape(model)
-    blank = keras.tree.map_shape_structure(
+    return keras.tree.map_shape_structure(
         lambda shape: np.zeros((1, *shape), "float32"), input_shape
     )
-    calls: list[Call] = []
-    leaves = [
-        layer
-        for layer in sublayers(model)
-        if layer is not model and len(list(sublayers(layer))) == 1
-    ]
-    for layer in leaves:
-        layer.call = functools.partial(
-            _recorded, layer, layer.call, path_in(model, layer), calls
-        )
+
+
+@contextlib.contextmanager
+def intercepted(layers: Sequence[Any], between: Callable) -> Iterator[None]:
+    """Has `between(layer, call, *inputs)` stand in for the call of layers."""
+    for layer in layers:
+        layer.call = functools.partial(between, layer, layer.call)
     try:
-        model(blank, training=False)
+        yield
     finally:
-        for layer in leaves:
+        for layer in layers:
             del layer.call
-    return calls
 
 
 def path_in(model: keras.Model, layer: keras.layers.Layer) -> str:
@@ -133,15 +164,6 @@ def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in sublayers(model) if isinstance(layer, _KINDS)]
 
 
-def stride_variables(model: keras.Model) -> list[Any]:
-    """Returns the stride variables of a model's pooling layers."""
-    return [
-        layer.stride_weights
-        for layer in pooling_layers(model)
-        if isinstance(layer, (BaseDiffStride, BaseFixedSpectralPooling))
-    ]
-
-
 def learns_strides(model: keras.Model) -> bool:
     """Whether a model has DiffStride layers that are not frozen."""
     return any(
@@ -180,19 +202,6 @@ def _state(call: Call) -> PoolingState:
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
     )
-
-
-def _recorded(
-    layer: keras.layers.Layer,
-    call: Callable,
-    name: str,
-    calls: list[Call],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    outputs = call(*args, **kwargs)
-    calls.append(_record(layer, name, (args, kwargs), outputs))
-    return outputs
 
 
 def _known_shape(model: keras.Model) -> Any:

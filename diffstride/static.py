@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from diffstride.internals import in_symbolic_scope, in_xla, sublayers
+from diffstride.optimization import warn_of_optimizer
 
 _KINDS = ("train", "test", "predict")
 
@@ -120,6 +121,7 @@ class StaticSizes:
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that `fit` calls for each step."""
+        warn_of_optimizer(self)
         return self._make("train", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -322,6 +324,8 @@ def _make_step(
 ) -> Any:
     """Makes a function for the steps of `kind`, as `original` does."""
     name = f"{kind}_function"
+    if kind == "train":
+        warn_of_optimizer(model)
     if getattr(model, name) is None or force:
         if model.steps_per_execution != 1:
             raise ValueError(

@@ -17,12 +17,8 @@ from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, human
-from diffstride.profiling import (
-    learns_strides,
-    pooling_states,
-    profile,
-    stride_variables,
-)
+from diffstride.optimization import exclude_strides_from_weight_decay
+from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.static import static_sizes
 
 
@@ -227,7 +223,7 @@ def _compile(
     if jit_compile:
         static_sizes(model)
     optimizer = optimizer_cls()
-    optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
+    exclude_strides_from_weight_decay(optimizer, model)
     model.compile(
         optimizer,
         loss=keras.losses.CategoricalCrossentropy(

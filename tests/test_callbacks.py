@@ -314,3 +314,25 @@ def test_rows_that_will_be_repeated_are_taken_out(tmp_path):
     recorder = EpochRecorder(path, (16, 16, 1), first_epoch=2)
     recorder.on_train_begin()
     assert read_rows(path) == rows[:2]
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="a later Keras"
+)
+def test_recorder_tells_the_learning_rate_of_the_first_weights(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(1, 1),
+            DiffStride(2.0, 1.0),
+            keras.layers.GlobalMaxPooling2D(),
+        ]
+    )
+    others = {".*/strides": keras.optimizers.Adam(0.5)}
+    choice = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.25), others)
+    optimizer = keras.optimizers.MultiOptimizer(choice)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    recorder = EpochRecorder(tmp_path / "metrics.jsonl", (8, 8, 1))
+    x = np.ones((2, 8, 8, 1))
+    model.fit(x, np.zeros((2, 1)), verbose=0, callbacks=[recorder])
+    assert recorder.rows[0]["learning_rate"] == 0.25

@@ -21,11 +21,12 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 LAYERS = (
     "errors formatting internals numerics environment settings registration "
     "startup",
-    "files masks static datasets",
+    "files masks optimization datasets",
+    "static",
     "runs resampling data",
     "pooling",
     "profiling resnet surgery",
-    "budget",
+    "budget diagnostics",
     "cost",
     "callbacks",
     "train",
@@ -37,8 +38,8 @@ LIGHT = set(
     "errors formatting settings files runs registration startup sweep".split()
 )
 LIBRARY = set(
-    "internals numerics masks static resampling pooling profiling resnet "
-    "surgery budget cost formatting".split()
+    "internals numerics masks optimization static resampling pooling profiling "
+    "resnet surgery budget diagnostics cost formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {

@@ -27,7 +27,7 @@ from diffstride import (
 )
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, run_reporting_errors
-from diffstride.profiling import stride_variables
+from diffstride.profiling import pooling_layers
 from diffstride.runs import read_rows
 
 TINY = [
@@ -622,7 +622,7 @@ def test_stride_cost_weight(learned, data_dir, tmp_path, caplog):
         )
     assert ("`stride_cost_weight` has no effect" in caplog.text) != learned
     (trained,) = seen
-    stem, block = stride_variables(trained)
+    stem, block = (x.stride_weights for x in pooling_layers(trained))
     if learned:
         (row,) = rows(tmp_path / "run")
         assert row["loss"] > 1e4 * row["stride_cost"]
