@@ -26,8 +26,8 @@ NORMALIZATION = {
 _MEASURED_EXAMPLES = 10_000
 _LOOKED_AT_LABELS = 100
 _NETWORK_TIMEOUT_S = 5
-# How errors name the operation that gives a batch, in a graph and outside. Of a
-# model's errors it is no part, but for copies between devices: "/_4" follows.
+# The operation that gives batches, as errors name it. A model's errors may have
+# copies of a batch between devices, followed by "/_4".
 _ITERATOR = r"IteratorGetNext\w*[]}]"
 
 
@@ -63,11 +63,8 @@ class Source:
         """Returns `"test"`, or else `"validation"`: the first with labels."""
         splits = self.builder.info.splits
         for split in ("test", "validation"):
-            if split in splits:
-                wrong = self._wrong_labels(split)
-                if not wrong:
-                    return split
-                logging.info("'%s' has labels such as %d", split, wrong[0])
+            if split in splits and not self._wrong_labels(split):
+                return split
         raise DataError(
             f"'{self.name}' has no test split with labels (-1 is none); set "
             "`train_split` and `test_split`, such as 'train[:90%]' and "
@@ -88,10 +85,9 @@ class Source:
             ) from error
         if wrong := self._wrong_labels(split):
             raise DataError(
-                f"`{argument}` must be a split with labels from 0 to "
-                f"{self.num_classes - 1}. Received: {argument}={split!r}, which"
-                f" has labels such as {wrong[0]}. '{self.name}' has: "
-                f"{sorted(self.builder.info.splits)}"
+                f"`{argument}` must have labels from 0 to "
+                f"{self.num_classes - 1}. Received: {argument}={split!r}, with "
+                f"{wrong[0]}. Splits: {sorted(self.builder.info.splits)}"
             )
         return examples
 
@@ -108,39 +104,26 @@ class Source:
                 raise
             logging.info("Looking for what is wrong with '%s'", self.name)
             fault = next(filter(None, map(self._fault, splits)), None)
-            if fault is None:
-                raise DataError(
-                    f"The files of '{self.name}' are whole, but batches cannot "
-                    f"be made of them; look at `augment_fn`. {_plain(error)}"
-                ) from error
-            raise DataError(
-                f"Data set '{self.name}' cannot be used: {fault}. If it is "
-                f"damaged, remove {self.builder.data_path} and build it again"
-            ) from error
+            what = fault or f"{_plain(error)}. Files are whole; `augment_fn`?"
+            raise DataError(f"'{self.name}' cannot be used: {what}") from error
 
     def decode(
         self, image: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Decodes and checks an example.
-
-        Returns pixels in [0, 255], as float32, at the size asked for, and the
-        label, one-hot.
-        """
-        last = self.num_classes - 1
-        tf.debugging.Assert(
-            (0 <= label) & (label <= last),
-            [f"Labels must be from 0 to {last}. Received:", label],
-        )
-        return self._pixels(image), tf.one_hot(label, self.num_classes)
-
-    def _pixels(self, image: tf.Tensor) -> tf.Tensor:
+        """Returns pixels in [0, 255] at the size asked for; one-hot label."""
         feature = self.features["image"]
-        image = to_bytes_range(feature.decode_example(image))
+        image = _as_bytes(feature.decode_example(image))
         if self.image_size is None:
-            return tf.ensure_shape(image, feature.shape)
-        if self.resizing == "pad":
-            return tf.image.resize_with_crop_or_pad(image, *self.image_size)
-        return tf.image.resize(image, self.image_size, antialias=True)
+            image = tf.ensure_shape(image, feature.shape)
+        elif self.resizing == "pad":
+            image = tf.image.resize_with_crop_or_pad(image, *self.image_size)
+        else:
+            image = tf.image.resize(image, self.image_size, antialias=True)
+        tf.debugging.Assert(
+            (0 <= label) & (label < self.num_classes),
+            [f"Labels must be below {self.num_classes}. Received:", label],
+        )
+        return image, tf.one_hot(label, self.num_classes)
 
     def normalization(
         self,
@@ -180,7 +163,6 @@ class Source:
         std = np.sqrt(np.maximum(total_of_squares / count - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
 
-
     def _read(
         self, split: str, files_fn: Callable[[list], list] | None = None
     ) -> tf.data.Dataset:
@@ -203,7 +185,7 @@ class Source:
         return [each for each in labels if not 0 <= each < self.num_classes]
 
     def _fault(self, split: str) -> str | None:
-        """Finds the first file of a split that is damaged, and tells how."""
+        """Finds the first file of a split that is faulty, and tells how."""
         for file in self.builder.info.splits[split].file_instructions:
             examples = self._read(split, lambda _, file=file: [file])
             try:
@@ -211,24 +193,20 @@ class Source:
                     pass
             except tf.errors.OpError as error:
                 what = _plain(error).removeprefix(f"{file.filename}; ")
-                return f"{what}, in {file.filename}"
+                return (
+                    f"{what}, in {file.filename}. If it is damaged, remove "
+                    f"{self.builder.data_path} and build it again"
+                )
         return None
 
 
-def to_bytes_range(image: tf.Tensor) -> tf.Tensor:
-    """Scales pixels to [0, 255], as float32, from the range of their dtype.
-
-    That of floats is [0, 1].
-    """
+def _as_bytes(image: tf.Tensor) -> tf.Tensor:
+    """Scales pixels from the range of their dtype, or [0, 1], to [0, 255]."""
     low, high = image.dtype.limits if image.dtype.is_integer else (0, 1)
     if image.dtype.is_floating:
         tf.debugging.Assert(
             tf.reduce_all((image >= 0) & (image <= 1)),
-            [
-                "Pixels of float images must be from 0 to 1. Received from, to:",
-                tf.reduce_min(image),
-                tf.reduce_max(image),
-            ],
+            ["Float images must be from 0 to 1. Received:", image],
         )
     return (tf.cast(image, tf.float32) - low) / ((high - low) / 255)
 
@@ -238,7 +216,7 @@ def _plain(error: tf.errors.OpError) -> str:
     noise = (
         r"(?s)Error in user-defined function .*? iterator: \S+: |"
         r"Graph execution error:.*<stack traces unavailable>|"
-        r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:.*"
+        r"\s\[\[\{.*|\{\{.*?\}\}|\[Op:.*"
     )
     return " ".join(re.sub(noise, "", error.message).split()).rstrip(".")
 
@@ -279,10 +257,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Builds a data set that is not on disk, if need be from the network."""
     if builder.data_path.exists():
         if not builder.info.splits:
-            raise DataError(
-                f"{builder.data_path} holds no whole data set; remove it and "
-                "start again"
-            )
+            raise DataError(f"{builder.data_path} is damaged; remove it")
         return
     _check_reachable(builder)
     with building(builder):

@@ -27,8 +27,8 @@ def find_builder(
         ) from error
     except Exception as error:
         raise DataError(
-            f"Data set '{name}' cannot be used: {str(error).rstrip('.')}. If "
-            "its folder is damaged, remove it and start again"
+            f"Data set '{name}' cannot be used, or is damaged (if so, remove "
+            f"it): {error}"
         ) from error
 
 

@@ -17,9 +17,6 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
-from tensorflow_datasets.core.download.download_manager import (
-    NonMatchingChecksumError,
-)
 
 from diffstride.datasets import building, find_builder
 from diffstride.errors import DataError, UserError, run_reporting_errors
@@ -78,12 +75,7 @@ def prepare(
         )
     config = tfds.download.DownloadConfig(manual_dir=folder)
     with building(builder):
-        try:
-            builder.download_and_prepare(download_config=config)
-        except NonMatchingChecksumError as error:
-            raise DataError(
-                f"An archive in {folder} is not the published one: {error}"
-            ) from error
+        builder.download_and_prepare(download_config=config)
     return builder
 
 
