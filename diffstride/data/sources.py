@@ -26,9 +26,9 @@ NORMALIZATION = {
 _MEASURED_EXAMPLES = 10_000
 _LOOKED_AT_LABELS = 100
 _NETWORK_TIMEOUT_S = 5
-# The operation that gives batches, as errors name it. A model's errors may have
-# copies of a batch between devices, followed by "/_4".
-_ITERATOR = r"IteratorGetNext\w*[]}]"
+# The operations that give batches, as errors name them. A model's errors may
+# have copies of a batch between devices, followed by "/_4".
+_ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
 
 
 class Source:
@@ -63,8 +63,9 @@ class Source:
         """Returns `"test"`, or else `"validation"`: the first with labels."""
         splits = self.builder.info.splits
         for split in ("test", "validation"):
-            if split in splits and not self._wrong_labels(split):
-                return split
+            if split in splits:
+                if not self._wrong_labels(self._read(split), split):
+                    return split
         raise DataError(
             f"'{self.name}' has no test split with labels (-1 is none); set "
             "`train_split` and `test_split`, such as 'train[:90%]' and "
@@ -83,7 +84,7 @@ class Source:
                 f"`{argument}` must be a split of '{self.name}'. Received: "
                 f"{argument}={split!r}. {error}"
             ) from error
-        if wrong := self._wrong_labels(split):
+        if wrong := self._wrong_labels(examples, split):
             raise DataError(
                 f"`{argument}` must have labels from 0 to "
                 f"{self.num_classes - 1}. Received: {argument}={split!r}, with "
@@ -177,11 +178,11 @@ class Source:
         )
         return examples.map(lambda each: (each["image"], each["label"]))
 
-    def _wrong_labels(self, split: str) -> list[int]:
+    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
         """Those among the first labels that are no class; TFDS writes -1."""
-        examples = self._read(split).take(_LOOKED_AT_LABELS)
         with self.reading(split):
-            labels = [int(label) for _, label in examples]
+            first = examples.batch(_LOOKED_AT_LABELS).take(1)
+            labels = [int(x) for _, batch in first for x in batch]
         return [each for each in labels if not 0 <= each < self.num_classes]
 
     def _fault(self, split: str) -> str | None:
@@ -202,8 +203,10 @@ class Source:
 
 def _as_bytes(image: tf.Tensor) -> tf.Tensor:
     """Scales pixels from the range of their dtype, or [0, 1], to [0, 255]."""
-    low, high = image.dtype.limits if image.dtype.is_integer else (0, 1)
-    if image.dtype.is_floating:
+    low, high = 0, 1
+    if image.dtype.is_integer:
+        low, high = image.dtype.min, image.dtype.max
+    elif image.dtype.is_floating:
         tf.debugging.Assert(
             tf.reduce_all((image >= 0) & (image <= 1)),
             ["Float images must be from 0 to 1. Received:", image],
