@@ -75,7 +75,11 @@ def test_an_epoch_is_a_full_shuffle_of_the_data(data_dir):
 
 
 def test_order_depends_on_seed_and_epoch_alone(data_dir):
-    kwargs = dict(augment_fn=data.pad_crop_flip, mixup_alpha=0.3)
+    kwargs = dict(
+        augment_fn=data.pad_crop_flip,
+        mixup_alpha=0.3,
+        train_split="train[:25%]",
+    )
     one = load(data_dir, seed=1, **kwargs)
     tf.random.set_seed(99)
     again = load(data_dir, seed=1, **kwargs)
@@ -233,7 +237,7 @@ def test_cifar10_with_mixup_has_195_steps(mocked):
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
-def test_mixup_alpha_is_used(alpha, data_dir):
+def test_mixup_weights_are_of_their_beta_distribution(alpha):
     weights = data.mixup_weights(20_000, alpha, tf.constant([1, 2])).numpy()
     assert weights.min() >= 0 and weights.max() <= 1
     np.testing.assert_allclose(weights.mean(), 0.5, atol=0.02)
@@ -241,6 +245,11 @@ def test_mixup_alpha_is_used(alpha, data_dir):
     np.testing.assert_allclose(
         weights.var(), 1 / (4 * (2 * alpha + 1)), rtol=0.06
     )
+
+
+@pytest.mark.parametrize("alpha", [0.2, 4.0])
+def test_mixup_alpha_is_used(alpha, data_dir):
+    weights = data.mixup_weights(20_000, alpha, tf.constant([1, 2])).numpy()
     loaded = load(data_dir, mixup_alpha=alpha)
     labels = np.concatenate([arrays(loaded.epoch(e))[1] for e in range(4)])
     larger = labels.max(-1)
@@ -375,8 +384,9 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny(kept, tmp_path):
-    """The folder of a `tiny` of one's own."""
+def tiny(kept, tmp_path, monkeypatch):
+    """The folder of a `tiny` of one's own; few labels are looked at."""
+    monkeypatch.setattr(sources, "_LOOKED_AT_LABELS", 4)
     return shutil.copytree(kept, tmp_path / "kept") / "tiny" / "1.0.0"
 
 
@@ -460,15 +470,13 @@ def test_what_is_tested_on_has_labels(
     [
         ("train", -1, 0.0),
         ("train", CLASSES, 0.2),
-        ("train", 2**33, 1.0),
         ("test", -7, 0.0),
-        ("test", 255, 0.2),
+        ("test", 2**33, 0.2),
     ],
 )
 def test_a_wrong_label_is_refused_wherever_it_is(
-    split, label, mixup_alpha, tiny, monkeypatch
+    split, label, mixup_alpha, tiny
 ):
-    monkeypatch.setattr(sources, "_LOOKED_AT_LABELS", 4)
     path = files(tiny, split)[1]
     rewrite(path, 11, label)
     datasets = load_tiny(tiny, mixup_alpha=mixup_alpha)
@@ -525,8 +533,6 @@ def test_half_grey_is_half_grey(dtype, grey, tiny):
         rewrite(path, image=image)
     for batch, _ in load_tiny(tiny).test:
         np.testing.assert_allclose(batch, 0.0, atol=1e-4)
-    measured = load_tiny(tiny, mean=None, std=[1.0])
-    np.testing.assert_allclose(arrays(measured.test)[0], 0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, np.nan])
@@ -672,17 +678,16 @@ def train_on(tiny, workdir, model_cls=flat_model, **kwargs):
     )
 
 
-@pytest.mark.parametrize(
-    "kind, split",
-    [
-        ("too large an image", "train"),
-        ("deleted", "test"),
-    ],
-)
-def test_training_on_damaged_data_ends_in_one_line(kind, split, tiny, tmp_path):
-    path = files(tiny, split)[1]
-    DAMAGE[kind](path)
-    with pytest.raises(DataError, match=f"'tiny' cannot be used: .* in {path}"):
+def test_training_on_damaged_data_ends_in_one_line(tiny, tmp_path):
+    damaged, deleted = files(tiny, "train")[1], files(tiny, "test")[1]
+    whole = damaged.read_bytes()
+    DAMAGE["too large an image"](damaged)
+    with pytest.raises(DataError, match=f"cannot be used: .* in {damaged}"):
+        train_on(tiny, tmp_path / "run")
+    damaged.write_bytes(whole)
+    train_on(tiny, tmp_path / "run")
+    deleted.unlink()  # The run is complete, and is only tested again.
+    with pytest.raises(DataError, match=f"cannot be used: .* in {deleted}"):
         train_on(tiny, tmp_path / "run")
 
 
