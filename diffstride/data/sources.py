@@ -181,8 +181,8 @@ class Source:
     def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
         """Those among the first labels that are no class; TFDS writes -1."""
         with self.reading(split):
-            first = examples.batch(_LOOKED_AT_LABELS).take(1)
-            labels = [int(x) for _, batch in first for x in batch]
+            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
+        labels = labels.numpy().tolist()
         return [each for each in labels if not 0 <= each < self.num_classes]
 
     def _fault(self, split: str) -> str | None:
