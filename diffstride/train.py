@@ -125,7 +125,7 @@ def train(
         root / "metrics.jsonl", datasets.image_shape, first_epoch
     )
     if first_epoch < num_epochs:
-        model.fit(
+        datasets.reading()(model.fit)(
             datasets.epochs(first_epoch, num_epochs),
             validation_data=datasets.test,
             initial_epoch=first_epoch,
@@ -277,7 +277,8 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     """Tests a model, and describes it and its run."""
-    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
+    with datasets.reading():
+        test = model.evaluate(datasets.test, verbose=0, return_dict=True)
     calls = profile(model, datasets.image_shape)
     return {
         "test_accuracy": test["accuracy"],
