@@ -4,19 +4,23 @@ r"""Trains a network as a gin config says.
         --gin_bindings="resnet.Resnet.pooling_cls = @pooling.DiffStride"
 """
 
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 from logging import WARNING
 from typing import Any
 
+if __name__ == "__main__":
+    # Ended without a word until `main` has more to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import gin  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
-from diffstride import config  # noqa: E402
+from diffstride import config, files  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
 
 _CONFIG = flags.DEFINE_multi_string(
@@ -41,6 +45,17 @@ _SEED = flags.DEFINE_integer("seed", None, "Seed of the run.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS data lies. Default: TFDS's own choice."
 )
+_ALLOW_IMPORTS = flags.DEFINE_bool(
+    "allow_imports",
+    False,
+    "Whether configs may import, with which they can run any program.",
+)
+flags.DEFINE_bool(
+    "debug",
+    False,
+    "Whether an unexpected error shows where it comes from.",
+    allow_override=True,  # `prepare` has it too.
+)
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +68,6 @@ def main(argv: list[str]) -> int:
     if not _CONFIG.value:
         raise UserError("--gin_config is required, such as cifar10.gin")
     default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
-    gin.bind_parameter("train.train.workdir", default_workdir)
     bindings = list(_BINDINGS.value)
     for name, flag in (
         ("train.workdir", _WORKDIR),
@@ -62,9 +76,17 @@ def main(argv: list[str]) -> int:
     ):
         if flag.value is not None:
             bindings.append(f"{name} = {flag.value!r}")
-    config.load(_CONFIG.value, bindings)
+    config.load(
+        _CONFIG.value,
+        bindings,
+        _ALLOW_IMPORTS.value,
+        defaults={"train.train.workdir": default_workdir},
+    )
+    workdir = pathlib.Path(os.path.expanduser(config.workdir()))
+    lock = contextlib.ExitStack()
 
     def settings() -> str:
+        lock.enter_context(files.locked(workdir))  # Which is there by now.
         text = config.operative()
         for sentence in config.unused(bindings, text):
             logging.warning(sentence)
@@ -75,11 +97,24 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_reading)
     try:
-        config.run_training(config_fn=settings, differing_fn=config.differing)
+        with lock:
+            config.run_training(
+                config_fn=settings, differing_fn=config.differing
+            )
     except UserError as error:
         message = config.located(str(error), _CONFIG.value, bindings)
         raise UserError(message) from error
+    except KeyboardInterrupt as stop:
+        raise type(stop)(_how_to_go_on(workdir)) from stop
     return 0
+
+
+def _how_to_go_on(workdir: pathlib.Path) -> str:
+    rows = workdir / "metrics.jsonl"
+    done = rows.read_text().count("\n") if rows.exists() else 0
+    if not done:
+        return "The same command starts again."
+    return f"The same command goes on after epoch {done}, in {workdir}."
 
 
 def _is_worth_reading(record: Any) -> bool:

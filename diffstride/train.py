@@ -182,9 +182,10 @@ def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     short = [name.removeprefix("/device:") for name in names]
     if devices is None:
         devices = [name for name in short if name.startswith("GPU:")]
+    asked = {name.removeprefix("/device:") for name in devices}
     _check(
-        set(devices) <= {*names, *short},
-        f"among those of this machine, {', '.join(short)}",
+        asked <= {*short} and len(asked) == len(devices),
+        f"among those of this machine, each once: {', '.join(short)}",
         devices=list(devices),
     )
     if len(devices) > 1:
@@ -223,6 +224,11 @@ def _compile(
     if jit_compile:
         static_sizes(model)
     optimizer = optimizer_cls()
+    _check(
+        isinstance(optimizer, keras.Optimizer),
+        "what makes a Keras optimizer",
+        optimizer_cls=type(optimizer).__name__,
+    )
     optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
     model.compile(
         optimizer,

@@ -494,9 +494,9 @@ class TestSweep:
             child = processes.Process(["sleep", "60"], tmp_path / "log", lock)
         try:
             with (tmp_path / "sweep.lock").open() as file:
-                assert not processes._try_to_lock(file)
+                assert not processes.try_to_lock(file.fileno())
                 child.kill()
-                assert processes._try_to_lock(file)
+                assert processes.try_to_lock(file.fileno())
         finally:
             child.kill()
 

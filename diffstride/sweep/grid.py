@@ -89,7 +89,7 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
 
 def _load_file(path: pathlib.Path) -> Grid:
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.expanduser().read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"--grid={path} cannot be read: {error}") from error
     gin_config = content.pop("gin_config", None)
