@@ -317,10 +317,12 @@ def _check_ends(value: Any, what: str, chain: tuple[str, ...]) -> None:
     """Refuses what refers to itself, by macros, calls, or both."""
     for reference in gin.config.iterate_references([value]):
         name = repr(reference)
-        if name in chain:
+        if chain[:1] == (name,):
             raise ConfigError(
                 f"{what} refers to itself: {' -> '.join((*chain, name))}"
             )
+        if name in chain:
+            continue  # Another binding begins that circle.
         bound = gin.get_bindings(
             reference.scoped_selector, resolve_references=False
         )
