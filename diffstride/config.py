@@ -204,22 +204,17 @@ def _parse(
     delegate: gin.config_parser.ParserDelegate,
 ) -> Iterator[tuple[str, Any]]:
     """Place and statement of all there is, includes followed."""
-    for file in files:
-        path = _find(file)
-        yield from _parse_file(path, (path.resolve(),), delegate)
+    for path in map(_find, files):
+        chain = (path.resolve(),)
+        yield from _parse_text(str(path), _read(path), chain, delegate)
     yield from _parse_text(_BINDINGS, "\n".join(bindings), (), delegate)
 
 
-def _parse_file(
-    path: pathlib.Path,
-    including: tuple[pathlib.Path, ...],
-    delegate: gin.config_parser.ParserDelegate,
-) -> Iterator[tuple[str, Any]]:
+def _read(path: pathlib.Path) -> str:
     try:
-        text = path.read_text()
+        return path.read_text()
     except (OSError, ValueError) as error:  # Not UTF-8 is a ValueError.
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    yield from _parse_text(str(path), text, including, delegate)
 
 
 def _parse_text(
@@ -236,7 +231,7 @@ def _parse_text(
                 if path.resolve() in including:
                     raise ConfigError(f"{where}: {path} includes itself")
                 chain = (*including, path.resolve())
-                yield from _parse_file(path, chain, delegate)
+                yield from _parse_text(str(path), _read(path), chain, delegate)
             else:
                 yield where, each
     except ConfigError:
@@ -341,7 +336,8 @@ def _check(key: str, value: Any, where: str) -> None:
     hint = parameters[name]
     value = _resolve(value, where)
     for part in _leaves(value):
-        if isinstance(part, (int, float)) and not _is_manageable(part):
+        most = 2**63 if isinstance(part, int) else math.inf
+        if isinstance(part, (int, float)) and not abs(part) < most:
             raise ConfigError(
                 f"{where}: `{key}` must be finite, and an integer of 64 bits "
                 f"if it is one. Received: {reprlib.repr(value)}"
@@ -390,12 +386,6 @@ def _makes(made: type, evaluated: bool, kind: Any) -> bool:
     return not evaluated and (
         not inspect.isclass(returned) or issubclass(made, returned)
     )
-
-
-def _is_manageable(number: float) -> bool:
-    if isinstance(number, int):
-        return -(2**63) <= number < 2**63
-    return math.isfinite(number)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

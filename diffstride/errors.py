@@ -4,7 +4,6 @@ import contextlib
 import functools
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,16 +83,16 @@ def run_reporting_errors(
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM exceptions, also where they were ignored."""
+    """Makes SIGINT and SIGTERM exceptions, unless they are ignored."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:

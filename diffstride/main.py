@@ -12,8 +12,11 @@ import sys
 from logging import WARNING
 from typing import Any
 
-if __name__ == "__main__":
-    # Ended without a word until `main` has more to say.
+if (
+    __name__ == "__main__"
+    and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+):
+    # It ends the process without a word until `main` has more to say.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,6 +383,9 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         (["train.jit_compile = True"], "error: `deterministic` must be False"),
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
+        (["train.devices = ['CPU:0', '/device:CPU:0']"], "error: `devices` m"),
+        (["train.workdir = ' '"], "error: `workdir` must be a folder that can"),
+        (["import os"], "error: --gin_bindings, line 1: a config that imports"),
         (["data.pad_crop_flip.pad = -1"], "error: `pad` must be >= 0."),
         (["resnet.Resnet.strides = '1, inf'"], "error: `strides` must be num"),
         (
@@ -440,34 +444,29 @@ def test_a_second_run_in_a_workdir_is_refused(data_dir, tmp_path, main_here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("done", [0, 1])
 def test_a_signal_ends_a_run_in_one_line(
-    number, done, data_dir, tmp_path, main_here, monkeypatch
+    number, finished, data_dir, tmp_path, main_here, monkeypatch
 ):
-    begin = callbacks.EpochRecorder.on_epoch_begin
-
-    def begin_or_end(self, epoch, logs=None):
-        if epoch == done:
-            os.kill(os.getpid(), number)
-        begin(self, epoch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.EpochRecorder, "on_epoch_begin", begin_or_end)
-        workdir = tmp_path / "run"
-        args = (workdir, data_dir, *TINY, "train.num_epochs = 2")
-        status, out, err = main_here(*args)
-    assert status == 128 + number
-    assert "test accuracy" not in out
-    last = err.strip().splitlines()[-1]
-    assert last == "Stopped. " + (
-        f"The same command goes on after epoch 1, in {workdir}."
-        if done
-        else "The same command starts again."
+    monkeypatch.setattr(
+        callbacks.EpochRecorder,
+        "on_epoch_begin",
+        lambda self, epoch, logs=None: os.kill(os.getpid(), number),
     )
-    assert not [path for path in workdir.rglob("unfinished*")]
-    if done and number == signal.SIGINT:
-        status, out, _ = main_here(*args)
-        assert status == 0 and "test accuracy" in out
+    before = signal.getsignal(number)
+    done = tmp_path / "done"
+    shutil.copytree(finished[0], done)
+    for workdir, how in (
+        (tmp_path / "new", "The same command starts again."),
+        (done, f"The same command goes on after epoch 4, in {done}."),
+    ):
+        status, out, err = main_here(
+            workdir, data_dir, *TINY, "train.num_epochs = 5"
+        )
+        assert status == 128 + number
+        assert "test accuracy" not in out
+        assert err.strip().splitlines()[-1] == f"Stopped. {how}"
+        assert not [path for path in workdir.rglob("unfinished*")]
+    assert signal.getsignal(number) == before
 
 
 # Parameters, and values, that a config may join: hardly any of them rightly.
@@ -546,6 +545,24 @@ def test_malformed_bindings_end_in_one_line(
         assert "Traceback" not in err, bindings
         # The net is there for what nobody thought of.
         assert "--debug" not in last, (bindings, last)
+
+
+def test_a_workdir_at_home(data_dir, tmp_path, main_here, monkeypatch):
+    def fit(*args, **kwargs):
+        with pytest.raises(UserError, match="Another run is at work in"):
+            with files.locked(tmp_path / "run"):
+                pass
+        raise MemoryError("of a network too large")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    status, _, err = main_here("~/run", data_dir, *TINY)
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: MemoryError: of a network too large (--deb")
+    assert (tmp_path / "run" / "config.gin").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_stray_argument_and_a_missing_flag(main_here):
