@@ -224,11 +224,6 @@ def _compile(
     if jit_compile:
         static_sizes(model)
     optimizer = optimizer_cls()
-    _check(
-        isinstance(optimizer, keras.Optimizer),
-        "what makes a Keras optimizer",
-        optimizer_cls=type(optimizer).__name__,
-    )
     optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
     model.compile(
         optimizer,

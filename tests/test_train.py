@@ -531,6 +531,7 @@ def test_malformed_bindings_end_in_one_line(
     monkeypatch.setattr(keras.Model, "fit", fit)
     monkeypatch.chdir(tmp_path)
     generator = random.Random(count)
+    wrong = []
     for number in range(count):
         bindings = [
             f"{generator.choice(KEYS)} = {generator.choice(VALUES)}"
@@ -540,11 +541,16 @@ def test_malformed_bindings_end_in_one_line(
             tmp_path / str(number), data_dir, *TINY[:2], *bindings
         )
         last = err.strip().split("\n")[-1]
-        assert status == 1, bindings
-        assert last.startswith("error: ") and len(last) < 1100, bindings
-        assert "Traceback" not in err, bindings
-        # The net is there for what nobody thought of.
-        assert "--debug" not in last, (bindings, last)
+        # The net, which names --debug, is for what nobody thought of.
+        if not (
+            status == 1
+            and last.startswith("error: ")
+            and len(last) < 1100
+            and "Traceback" not in err
+            and "--debug" not in last
+        ):
+            wrong.append((bindings, status, err[-2000:]))
+    assert not wrong
 
 
 def test_a_workdir_at_home(data_dir, tmp_path, main_here, monkeypatch):
