@@ -9,6 +9,11 @@ from typing import Any
 
 from diffstride.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None
+
 # What JSON must hold: a type, a list of one shape, or shapes by key. A key that
 # ends in ? may be missing or null, and further keys may be there.
 Shape = type | list | dict
@@ -73,13 +78,15 @@ def read_ours(
 
 def make_folder(path: str | os.PathLike, setting: str) -> pathlib.Path:
     """Makes a folder, if it is not there; `setting` is what named it."""
-    folder = pathlib.Path(path)
     try:
+        if not str(path).strip():
+            raise ValueError("no name")
+        folder = pathlib.Path(path).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{setting} must be a folder that can be made. Received: {path} "
-            f"({error})"
+            f"{setting} must be a folder that can be made. Received: "
+            f"{str(path)!r} ({error})"
         ) from error
     return folder
 
@@ -95,6 +102,38 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
             "saved before is kept. Make space or give access, then start the "
             "same command again"
         ) from error
+
+
+def try_to_lock(descriptor: int) -> bool:
+    """Locks a file or folder until the descriptor is closed.
+
+    The system closes it when the process ends, however it does.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # Not all file systems have locks.
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir, inside the block."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not try_to_lock(descriptor):
+            raise UserError(
+                f"Another run is at work in {folder}; wait until it ends, or "
+                "choose another --workdir"
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(

@@ -4,15 +4,22 @@ r"""Trains a network as a gin config says.
         --gin_bindings="resnet.Resnet.pooling_cls = @pooling.DiffStride"
 """
 
+import os
 import pathlib
+import signal
 import sys
 from logging import WARNING, Formatter
 from typing import Any
 
 from diffstride.startup import quiet_libraries
 
+if (
+    __name__ == "__main__"
+    and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+):
+    # It ends the process without a word until `main` has more to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 with quiet_libraries():
-    import gin
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from absl import app, flags, logging
@@ -44,6 +51,17 @@ _SEED = flags.DEFINE_integer("seed", None, "Seed of the run.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS data lies. Default: TFDS's own choice."
 )
+_ALLOW_IMPORTS = flags.DEFINE_bool(
+    "allow_imports",
+    False,
+    "Whether configs may import, with which they can run any program.",
+)
+flags.DEFINE_bool(
+    "debug",
+    False,
+    "Whether an unexpected error shows where it comes from.",
+    allow_override=True,  # `prepare` has it too.
+)
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +74,6 @@ def main(argv: list[str]) -> int:
     if not _CONFIG.value:
         raise UserError("--gin_config is required, such as cifar10.gin")
     default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
-    gin.bind_parameter("train.train.workdir", default_workdir)
     bindings = list(_BINDINGS.value)
     for name, flag in (
         ("train.workdir", _WORKDIR),
@@ -65,7 +82,13 @@ def main(argv: list[str]) -> int:
     ):
         if flag.value is not None:
             bindings.append(f"{name} = {flag.value!r}")
-    config.load(_CONFIG.value, bindings)
+    config.load(
+        _CONFIG.value,
+        bindings,
+        _ALLOW_IMPORTS.value,
+        defaults={"train.train.workdir": default_workdir},
+    )
+    workdir = pathlib.Path(os.path.expanduser(config.workdir()))
 
     def settings() -> str:
         text = config.operative()
@@ -84,7 +107,17 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         message = config.located(str(error), _CONFIG.value, bindings)
         raise UserError(message) from error
+    except KeyboardInterrupt as stop:
+        raise type(stop)(_how_to_go_on(workdir)) from stop
     return 0
+
+
+def _how_to_go_on(workdir: pathlib.Path) -> str:
+    rows = workdir / "metrics.jsonl"
+    done = rows.read_text().count("\n") if rows.exists() else 0
+    if not done:
+        return "The same command starts again."
+    return f"The same command goes on after epoch {done}, in {workdir}."
 
 
 def _is_worth_reading(record: Any) -> bool:

@@ -109,53 +109,54 @@ def train(
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
-    config_text = config_fn() if config_fn else ""
-    for name in ("backup", "tensorboard"):
-        files.make_folder(root / name, f"`{name}` of the run")
-    backup = callbacks.Backup(
-        root / "backup", datasets.steps_per_epoch, root / "model.keras"
-    )
-    _check_same_run(root, backup, config_text, differing_fn)
-    first_epoch = backup.restore(model)
-    files.replace_text(root / "config.gin", config_text)
-    if first_epoch:
-        logging.info("Going on after epoch %d in %s", first_epoch, root)
-
-    recorder = callbacks.EpochRecorder(
-        root / "metrics.jsonl", datasets.image_shape, first_epoch
-    )
-    if first_epoch < num_epochs:
-        datasets.reading()(model.fit)(
-            datasets.epochs(first_epoch, num_epochs),
-            validation_data=datasets.test,
-            initial_epoch=first_epoch,
-            epochs=num_epochs,
-            steps_per_epoch=datasets.steps_per_epoch,
-            shuffle=False,  # The data set is shuffled.
-            verbose=1 if sys.stdout.isatty() else 2,
-            # What stops comes before what keeps.
-            callbacks=[
-                callbacks.StopOnNonFiniteLoss(),
-                recorder,
-                backup,
-                callbacks.TensorBoard(
-                    str(root / "tensorboard"), recorder, config_text
-                ),
-            ],
+    with files.locked(root):
+        config_text = config_fn() if config_fn else ""
+        for name in ("backup", "tensorboard"):
+            files.make_folder(root / name, f"`{name}` of the run")
+        backup = callbacks.Backup(
+            root / "backup", datasets.steps_per_epoch, root / "model.keras"
         )
-    # Replicas have batch statistics of their own. The model that is tested is
-    # to be the one that is kept.
-    backup.restore(model)
-    files.replace_file(root / "model.keras", model.save)
-    seconds = sum(row.get("seconds", 0) for row in recorder.rows)
-    epochs = max(first_epoch, num_epochs)
-    summary = _summary(model, datasets, seconds, epochs, seed)
-    files.replace_text(
-        root / "summary.json", json.dumps(summary, indent=1) + "\n"
-    )
-    print(_format_summary(summary))
-    print(f"\nmodel, summary and metrics of each epoch are in {root}")
-    return summary
+        _check_same_run(root, backup, config_text, differing_fn)
+        first_epoch = backup.restore(model)
+        files.replace_text(root / "config.gin", config_text)
+        if first_epoch:
+            logging.info("Going on after epoch %d in %s", first_epoch, root)
+
+        recorder = callbacks.EpochRecorder(
+            root / "metrics.jsonl", datasets.image_shape, first_epoch
+        )
+        if first_epoch < num_epochs:
+            datasets.reading()(model.fit)(
+                datasets.epochs(first_epoch, num_epochs),
+                validation_data=datasets.test,
+                initial_epoch=first_epoch,
+                epochs=num_epochs,
+                steps_per_epoch=datasets.steps_per_epoch,
+                shuffle=False,  # The data set is shuffled.
+                verbose=1 if sys.stdout.isatty() else 2,
+                # What stops comes before what keeps.
+                callbacks=[
+                    callbacks.StopOnNonFiniteLoss(),
+                    recorder,
+                    backup,
+                    callbacks.TensorBoard(
+                        str(root / "tensorboard"), recorder, config_text
+                    ),
+                ],
+            )
+        # Replicas have batch statistics of their own. The model that is tested is
+        # to be the one that is kept.
+        backup.restore(model)
+        files.replace_file(root / "model.keras", model.save)
+        seconds = sum(row.get("seconds", 0) for row in recorder.rows)
+        epochs = max(first_epoch, num_epochs)
+        summary = _summary(model, datasets, seconds, epochs, seed)
+        files.replace_text(
+            root / "summary.json", json.dumps(summary, indent=1) + "\n"
+        )
+        print(_format_summary(summary))
+        print(f"\nmodel, summary and metrics of each epoch are in {root}")
+        return summary
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:
@@ -182,9 +183,10 @@ def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     short = [name.removeprefix("/device:") for name in names]
     if devices is None:
         devices = [name for name in short if name.startswith("GPU:")]
+    asked = {name.removeprefix("/device:") for name in devices}
     _check(
-        set(devices) <= {*names, *short},
-        f"among those of this machine, {', '.join(short)}",
+        asked <= {*short} and len(asked) == len(devices),
+        f"among those of this machine, each once: {', '.join(short)}",
         devices=list(devices),
     )
     if len(devices) > 1:

@@ -386,6 +386,25 @@ class TestSweep:
         assert len(started()) == 6
         assert len(table()) == 6
 
+    def test_paths_at_home(self, trainer, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        pathlib.Path("grid.toml").write_text("[[grid]]\nseed = [0]\n")
+        command = ["sweep", "--gin_config=digits.gin", "--grid=~/grid.toml"]
+        command += ["--workdir=~/a/runs", "--output=~/b/table.jsonl"]
+        assert main(command) == 0
+        assert (tmp_path / "a" / "runs" / "seed-0" / "run.json").exists()
+        assert (tmp_path / "b" / "table.jsonl").exists()
+        assert not pathlib.Path("~").exists()
+
+    def test_imports_are_allowed_to_runs_by_a_flag(self, trainer):
+        flag = "--allow_imports"
+        trainer(f"if {flag!r} not in sys.argv: sys.exit('error: refused')")
+        assert main(arguments()) == 1
+        assert {record["error"] for record in table()} == {"refused"}
+        assert main(arguments(flag)) == 0
+        # Which is not a setting of theirs.
+        assert main(arguments()) == 0
+
     def test_other_settings_in_a_folder_are_refused(self, trainer):
         main(arguments())
         for more in (
@@ -633,9 +652,9 @@ class TestSweep:
             child = processes.Process(["sleep", "60"], tmp_path / "log", lock)
         try:
             with (tmp_path / "sweep.lock").open() as file:
-                assert not processes._try_to_lock(file)
+                assert not processes.try_to_lock(file.fileno())
                 child.kill()
-                assert processes._try_to_lock(file)
+                assert processes.try_to_lock(file.fileno())
         finally:
             child.kill()
 

@@ -21,12 +21,13 @@ from diffstride import (
     FixedSpectralPooling,
     callbacks,
     config,
+    files,
     main,
     resnet,
     train,
 )
 from diffstride.data import load_datasets
-from diffstride.errors import ConfigError, run_reporting_errors
+from diffstride.errors import ConfigError, UserError, run_reporting_errors
 from diffstride.profiling import pooling_layers
 from diffstride.runs import read_rows
 
@@ -447,6 +448,9 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         (["train.jit_compile = True"], "error: `deterministic` must be False"),
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
+        (["train.devices = ['CPU:0', '/device:CPU:0']"], "error: `devices` m"),
+        (["train.workdir = ' '"], "error: `workdir` must be a folder that can"),
+        (["import os"], "error: --gin_bindings, line 1: a config that imports"),
         (["data.pad_crop_flip.pad = -1"], "error: `pad` must be >= 0."),
         (["resnet.Resnet.strides = '1, inf'"], "error: `strides` must be num"),
         (
@@ -475,6 +479,162 @@ def test_a_bad_setting_ends_a_process_in_one_line(data_dir, tmp_path):
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: `smoothness_factor` must be a finite")
     assert "is set in --gin_bindings, line 1" in last
+
+
+def test_a_second_run_in_a_workdir_is_refused(data_dir, tmp_path, main_here):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    code = (
+        "import pathlib, sys, time; from diffstride import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(workdir)], stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        status, _, err = main_here(workdir, data_dir, *TINY)
+        assert status == 1
+        last = err.strip().splitlines()[-1]
+        assert last.startswith(f"error: Another run is at work in {workdir};")
+        assert list(workdir.iterdir()) == []
+    finally:
+        other.kill()
+        other.wait()
+    # However the process ended, the lock is gone; and again after each use.
+    for _ in range(2):
+        with files.locked(workdir):
+            assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_one_line(
+    number, finished, data_dir, tmp_path, main_here, monkeypatch
+):
+    monkeypatch.setattr(
+        callbacks.EpochRecorder,
+        "on_epoch_begin",
+        lambda self, epoch, logs=None: os.kill(os.getpid(), number),
+    )
+    before = signal.getsignal(number)
+    done = tmp_path / "done"
+    shutil.copytree(finished[0], done)
+    for workdir, how in (
+        (tmp_path / "new", "The same command starts again."),
+        (done, f"The same command goes on after epoch 4, in {done}."),
+    ):
+        status, out, err = main_here(
+            workdir, data_dir, *TINY, "train.num_epochs = 5"
+        )
+        assert status == 128 + number
+        assert "test accuracy" not in out
+        assert err.strip().splitlines()[-1] == f"Stopped. {how}"
+        assert not [path for path in workdir.rglob("unfinished*")]
+    assert signal.getsignal(number) == before
+
+
+# Parameters, and values, that a config may join: hardly any of them rightly.
+KEYS = [
+    "train.num_epochs",
+    "train.workdir",
+    "train.seed",
+    "train.devices",
+    "train.model_cls",
+    "train.load_data_fn",
+    "train.optimizer_cls",
+    "train.label_smoothing",
+    "data.load_datasets.name",
+    "data.load_datasets.batch_size",
+    "data.load_datasets.augment_fn",
+    "data.load_datasets.mixup_alpha",
+    "data.load_datasets.test_split",
+    "data.load_datasets.mean",
+    "resnet.Resnet.filters",
+    "resnet.Resnet.strides",
+    "resnet.Resnet.id_only",
+    "resnet.Resnet.pooling_cls",
+    "resnet.Resnet.num_output_classes",
+    "resnet.Resnet.output_activation",
+    "pooling.DiffStride.smoothness_factor",
+    "pooling.DiffStride.cropping",
+    "pooling.DiffStride.dtype",
+    "keras.optimizers.SGD.learning_rate",
+    "keras.optimizers.SGD.clipnorm",
+    "keras.optimizers.schedules.CosineDecay.decay_steps",
+    "A",
+    "a/train.seed",
+    "gin.macro.value",
+    "include",
+    "import os",
+    "x:\n  y",
+    "nothing.at_all",
+]
+VALUES = [
+    *("None", "True", "''", "'x'", "b'ab'", "0", "-1", "1e400", "-0.0", "nan"),
+    *("1e38", "9" * 30, "9" * 5000, "0x", "1_0", r"'\0'", "'~'", "'/dev/null'"),
+    *("[]", "{}", "()", "[[]]", "[None]", "{1: [2]}", "[1, 'a']", "[1] * 2"),
+    *("['CPU:0', 'CPU:0']", "[4, 4]", "[1, 2, 3]", "'1, 2'", f"'{'x' * 5000}'"),
+    *("%A", "%gin.REQUIRED", "@A", "@train.train", "@train.train()"),
+    *("@resnet.Resnet", "@resnet.Resnet()", "@x/y/resnet.resnet18"),
+    *("@data.pad_crop_flip", "@data.load_datasets()", "@pooling.DiffStride"),
+    *("@keras.optimizers.SGD()", "@keras.optimizers.schedules.CosineDecay()"),
+    *("@gin.singleton()", "@gin.macro", "@gin.constant()", "[%A, @A()]", "2j"),
+    *("[" * 300, "(" * 90 + ")" * 90, "...", r"'\ud800'", r"\N", "'" * 3, "`"),
+]
+
+
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_malformed_bindings_end_in_one_line(
+    count, data_dir, tmp_path, main_here, monkeypatch
+):
+    def fit(*args, **kwargs):
+        raise UserError("nothing wrong was found")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.chdir(tmp_path)
+    generator = random.Random(count)
+    wrong = []
+    for number in range(count):
+        bindings = [
+            f"{generator.choice(KEYS)} = {generator.choice(VALUES)}"
+            for _ in range(generator.choice([1, 1, 2]))
+        ]
+        status, _, err = main_here(
+            tmp_path / str(number), data_dir, *TINY[:2], *bindings
+        )
+        last = err.strip().split("\n")[-1]
+        # The net, which names --debug, is for what nobody thought of.
+        if not (
+            status == 1
+            and last.startswith("error: ")
+            and len(last) < 1100
+            and "Traceback" not in err
+            and "--debug" not in last
+        ):
+            wrong.append((bindings, status, err[-2000:]))
+    assert not wrong
+
+
+def test_a_workdir_at_home(data_dir, tmp_path, main_here, monkeypatch):
+    def fit(*args, **kwargs):
+        with pytest.raises(UserError, match="Another run is at work in"):
+            with files.locked(tmp_path / "run"):
+                pass
+        raise MemoryError("of a network too large")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    status, _, err = main_here("~/run", data_dir, *TINY)
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: MemoryError: of a network too large")
+    assert last.endswith("(--debug shows where this comes from)")
+    assert (tmp_path / "run" / "config.gin").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_stray_argument_and_a_missing_flag(main_here):

@@ -29,6 +29,12 @@ _DATA_DIR = flags.DEFINE_string(
     "Where to build; default is TFDS's own choice.",
     allow_override=True,  # One process may import `main` too, which has it.
 )
+flags.DEFINE_bool(
+    "debug",
+    False,
+    "Whether an unexpected error shows where it comes from.",
+    allow_override=True,
+)
 
 # SHA-256 of the uncompressed files. Packages recompress them, so the checksums
 # that TFDS has of the .gz files do not apply.

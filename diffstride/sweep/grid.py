@@ -97,7 +97,7 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
 
 def _load_file(path: pathlib.Path) -> Grid:
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.expanduser().read_text())
     except (OSError, ValueError) as error:  # Of TOML, or not UTF-8.
         raise UserError(f"--grid={path} cannot be read: {error}") from error
     gin_config = content.pop("gin_config", None)

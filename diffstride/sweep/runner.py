@@ -39,6 +39,7 @@ class Sweep:
     data_dir: str | None = None
     jobs: int = 1
     output: pathlib.Path | None = None
+    allow_imports: bool = False
 
     def workdir(self, run: Run) -> pathlib.Path:
         """Returns the folder of a run."""
@@ -65,6 +66,8 @@ class Sweep:
             parts.append(f"--seed={run.settings['seed']}")
         if self.data_dir is not None:
             parts.append(f"--data_dir={self.data_dir}")
+        if self.allow_imports:
+            parts.append("--allow_imports")
         return parts
 
     def make(self, lock: TextIO, check: Callable[[], None]) -> dict[str, str]:

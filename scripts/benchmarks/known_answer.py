@@ -208,6 +208,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--weight", type=float, default=0.1, help="lambda")
     add("--epochs", type=int, default=40, help="of 100 steps")
+    add("--debug", action="store_true", help="tell where errors come from")
     return parser.parse_args(argv)
 
 
