@@ -19,7 +19,7 @@ if (
 ):
     # It ends the process without a word until `main` has more to say.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-with quiet_libraries():
+with quiet_libraries(exits=__name__ == "__main__"):
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from absl import app, flags, logging

@@ -144,8 +144,8 @@ def train(
                     ),
                 ],
             )
-        # Replicas have batch statistics of their own. The model that is tested is
-        # to be the one that is kept.
+        # Replicas have batch statistics of their own. The model that is tested
+        # is to be the one that is kept.
         backup.restore(model)
         files.replace_file(root / "model.keras", model.save)
         seconds = sum(row.get("seconds", 0) for row in recorder.rows)

@@ -19,9 +19,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "errors formatting internals numerics environment settings registration "
-    "startup",
-    "files masks optimization datasets",
+    "errors formatting internals numerics environment settings registration",
+    "files startup masks optimization datasets",
     "static",
     "runs resampling data",
     "pooling",
