@@ -22,21 +22,22 @@ def quiet_libraries(exits: bool = False) -> Iterator[None]:
         exits: whether a block that fails ends the process in one line. If not,
             or with `--debug`, it shows all that was held back.
     """
+    exits = exits and "--debug" not in sys.argv
     try:
         if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
             yield
         else:
-            with _held_back():
+            with _held_back(shown_on_failure=not exits):
                 yield
     except Exception as error:
-        if not exits or "--debug" in sys.argv:
+        if not exits:
             raise
         name = type(error).__name__
         sys.exit(f"error: {one_line(f'{name}: {error}')} (--debug shows more)")
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
+def _held_back(shown_on_failure: bool) -> Iterator[None]:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     sys.stderr.flush()
     kept = os.dup(2)
@@ -45,8 +46,9 @@ def _held_back() -> Iterator[None]:
         try:
             yield
         except Exception:
-            held_back.seek(0)
-            os.write(kept, held_back.read())
+            if shown_on_failure:
+                held_back.seek(0)
+                os.write(kept, held_back.read())
             raise
         finally:
             sys.stderr.flush()
