@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from diffstride import arguments
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -45,11 +46,20 @@ class _Saved:
 
 def _pooling_factory(pooling_cls: Any) -> Callable | None:
     """What makes pooling layers, from an argument or from its saved form."""
-    if pooling_cls is None or callable(pooling_cls):
+    made = isinstance(pooling_cls, keras.layers.Layer)
+    if pooling_cls is None or callable(pooling_cls) and not made:
         return pooling_cls
-    if isinstance(pooling_cls, dict):  # Of version 0.1: one for all.
-        return _Saved([pooling_cls], learned=False)
-    return _Saved(list(pooling_cls))
+    # Of version 0.1: one for all.
+    old = isinstance(pooling_cls, dict)
+    saved = [pooling_cls] if old else pooling_cls
+    if (
+        not isinstance(saved, (list, tuple))
+        or not saved
+        or not all(isinstance(x, dict) and "config" in x for x in saved)
+    ):
+        expected = "None, a layer class, or a callable that makes layers"
+        raise arguments.refusal("pooling_cls", expected, pooling_cls)
+    return _Saved(saved, learned=not old)
 
 
 def _saved_pooling(layer: Any) -> list[dict] | None:
@@ -117,33 +127,39 @@ class ResidualLayer(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if not project and any(s != 1 for s in _pair(strides)):
+        self.project = arguments.boolean("project", project)
+        pair = arguments.strides("strides", strides, 2)
+        if not self.project and pair != (1, 1):
             raise ValueError(
                 "`strides` must be 1 for a residual layer that does not "
                 f"project. Received: strides={strides}, project=False"
             )
         self.filters = filters
-        self.kernel_size = kernel_size
-        self.strides = strides
+        arguments.integers("kernel_size", kernel_size)
+        self.kernel_size = arguments.plain(kernel_size)
+        self.strides = arguments.plain(strides)
         self.pooling_cls = _pooling_factory(pooling_cls)
-        self.project = project
         self.channels_first = _resolve_channels_first(channels_first)
-        self.weight_decay = weight_decay
+        self.weight_decay = _resolve_weight_decay(weight_decay)
 
-        parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
+        parts = _Parts(
+            self.channels_first, self.weight_decay, self.dtype_policy
+        )
         conv_strides = _conv_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
-        self.conv_in = parts.conv(filters, kernel_size, conv_strides, "conv_in")
+        self.conv_in = parts.conv(
+            filters, self.kernel_size, conv_strides, "conv_in"
+        )
         self.pooling = None
         self.conv_shortcut = None
-        if project:
+        if self.project:
             if pooling_cls is not None:
                 self.pooling = parts.pooling(self.pooling_cls, strides)
             self.conv_shortcut = parts.conv(
                 filters, 1, conv_strides, "conv_shortcut"
             )
         self.bn_out = parts.batch_norm_relu("bn_out")
-        self.conv_out = parts.conv(filters, kernel_size, 1, "conv_out")
+        self.conv_out = parts.conv(filters, self.kernel_size, 1, "conv_out")
 
     def build(self, input_shape: tuple) -> None:
         """Builds the parts, in the order of the main branch."""
@@ -263,14 +279,10 @@ class ResnetBlock(keras.layers.Layer):
                 layer_args["pooling_cls"]
             )
         super().__init__(**residual_layer_args)
-        if num_layers < 1:
-            raise ValueError(
-                f"`num_layers` must be >= 1. Received: num_layers={num_layers}"
-            )
         self.filters = filters
-        self.strides = strides
-        self.num_layers = num_layers
-        self.project_first = project_first
+        self.strides = arguments.plain(strides)
+        self.num_layers = arguments.integer("num_layers", num_layers)
+        self.project_first = arguments.boolean("project_first", project_first)
         self.pooling_cls = layer_args.get("pooling_cls")
         self.residual_layer_args = layer_args
         layer_args = {**layer_args, "dtype": self.dtype_policy}
@@ -278,14 +290,14 @@ class ResnetBlock(keras.layers.Layer):
             ResidualLayer(
                 filters,
                 strides=strides,
-                project=project_first,
+                project=self.project_first,
                 name="layer_1",
                 **layer_args,
             )
         ]
         self.layers += [
             ResidualLayer(filters, name=f"layer_{i}", **layer_args)
-            for i in range(2, num_layers + 1)
+            for i in range(2, self.num_layers + 1)
         ]
 
     @property
@@ -409,17 +421,12 @@ class Resnet(StaticSizes, keras.Sequential):
                 "one for each block, at least 2. Received: "
                 f"filters={list(filters)}, strides={list(strides)}"
             )
-        if isinstance(id_only, bool):
-            id_only = [id_only] + [False] * (num_blocks - 1)
-        if len(id_only) != num_blocks:
-            raise ValueError(
-                "`id_only` must be a boolean or one for each block "
-                f"({num_blocks}). Received: id_only={list(id_only)}"
-            )
+        id_only = _resolve_id_only(id_only, num_blocks)
         for i, (stride, identity) in enumerate(
-            zip(strides[1:], id_only, strict=True), 1
+            zip(strides, [False, *id_only], strict=True)
         ):
-            if identity and any(s != 1 for s in _pair(stride)):
+            pair = arguments.strides(f"strides[{i}]", stride, 2)
+            if identity and pair != (1, 1):
                 raise ValueError(
                     f"`strides[{i}]` must be 1: that block consists of identity"
                     f" layers only (`id_only`). Received: strides={strides}"
@@ -428,11 +435,11 @@ class Resnet(StaticSizes, keras.Sequential):
         self.strides = strides
         self.num_output_classes = num_output_classes
         self.output_activation = output_activation
-        self.id_only = list(id_only)
+        self.id_only = id_only
         self.channels_first = _resolve_channels_first(channels_first)
         self.pooling_cls = _pooling_factory(pooling_cls)
-        self.weight_decay = weight_decay
-        self.num_layers = num_layers
+        self.weight_decay = _resolve_weight_decay(weight_decay)
+        self.num_layers = arguments.integer("num_layers", num_layers)
 
         for layer in self._parts():
             self.add(layer)
@@ -629,47 +636,70 @@ class _Parts:
         )
 
     def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
-        return factory(
+        layer = factory(
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
             name="pooling",
         )
+        if not isinstance(layer, keras.layers.Layer):
+            expected = "a layer class, or a callable that makes layers"
+            raise arguments.refusal("pooling_cls", expected, factory)
+        return layer
 
 
 def _pair(strides: Stride) -> tuple:
-    pair = strides if isinstance(strides, (list, tuple)) else (strides,) * 2
-    return tuple(pair)
+    plain = arguments.plain(strides)
+    return tuple(plain) if isinstance(plain, (list, tuple)) else (plain,) * 2
 
 
 def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
     if pooling_cls is not None:
         return (1, 1)
-    pair = _pair(strides)
-    if not all(isinstance(s, (int, float)) and s == int(s) for s in pair):
-        raise ValueError(
-            "`strides` must be integers where convolutions do the striding "
-            f"(`pooling_cls=None`). Received: strides={strides}"
+    pair = arguments.strides("strides", strides, 2)
+    if not all(s == int(s) for s in pair):
+        expected = (
+            "integers where convolutions do the striding (`pooling_cls=None`)"
         )
+        raise arguments.refusal("strides", expected, strides)
     return tuple(int(s) for s in pair)
 
 
 def _parse_strides(strides: Sequence[Stride] | str) -> list:
-    if not isinstance(strides, str):
-        return list(strides)
+    plain = arguments.plain(strides)
+    if isinstance(plain, (list, tuple)):
+        return [arguments.plain(s) for s in plain]
     try:
-        numbers = [float(s) for s in strides.split(",")]
+        numbers = [float(s) for s in plain.split(",")]
         if not all(map(math.isfinite, numbers)):
             raise ValueError
-    except ValueError:
-        raise ValueError(
-            "`strides` must be numbers separated by commas, such as "
-            f"'1, 1, 2, 2, 2'. Received: strides={strides!r}"
-        ) from None
+    except (ValueError, AttributeError, TypeError):
+        expected = (
+            "numbers separated by commas, such as '1, 1, 2, 2, 2', or a list"
+        )
+        raise arguments.refusal("strides", expected, strides) from None
     return [int(s) if s == int(s) else s for s in numbers]
+
+
+def _resolve_id_only(id_only: Any, num_blocks: int) -> list[bool]:
+    plain = arguments.plain(id_only)
+    if not isinstance(plain, (list, tuple)):
+        first = arguments.boolean("id_only", plain)
+        return [first] + [False] * (num_blocks - 1)
+    if len(plain) != num_blocks:
+        raise arguments.refusal(
+            "id_only", f"a boolean or one for each block ({num_blocks})", plain
+        )
+    return [arguments.boolean("id_only", each) for each in plain]
+
+
+def _resolve_weight_decay(weight_decay: Any) -> float | None:
+    if weight_decay is None:
+        return None
+    return arguments.number("weight_decay", weight_decay)
 
 
 def _resolve_channels_first(channels_first: bool | None) -> bool:
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
-    return channels_first
+    return arguments.boolean("channels_first", channels_first)

@@ -19,7 +19,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "errors formatting internals numerics environment settings registration",
+    "arguments errors formatting internals numerics environment settings "
+    "registration",
     "files masks static datasets",
     "runs resampling data",
     "pooling",
@@ -34,8 +35,8 @@ LAYERS = (
 TOOLS = ("sweep", "report")
 LIGHT = set("errors formatting settings files runs registration sweep".split())
 LIBRARY = set(
-    "internals numerics masks static resampling pooling profiling resnet "
-    "surgery budget cost formatting".split()
+    "arguments internals numerics masks static resampling pooling profiling "
+    "resnet surgery budget cost formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
