@@ -16,7 +16,7 @@ from keras import ops
 from diffstride import arguments
 from diffstride.masks import RAMPS, Band, HardCrop, LowPass
 from diffstride.resampling import NORMS, resample, spatial_sizes
-from diffstride.static import LearnedSizes
+from diffstride.static import LearnedSizes, refuse_unknown_sizes
 
 PACKAGE = "diffstride"
 _PADDINGS = ("same", "valid", "SAME", "VALID")
@@ -484,6 +484,7 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
 
     def bands(self, inputs: Any) -> tuple[Band, ...]:
         """Returns what each axis keeps."""
+        refuse_unknown_sizes(self.name, inputs)
         return self._crop.bands(spatial_sizes(inputs, self.data_format))
 
     def _static_sizes(self, sizes: Sequence) -> Sequence:

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from diffstride import arguments
+from diffstride.internals import sublayers
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -72,8 +73,49 @@ def _saved_pooling(layer: Any) -> list[dict] | None:
     ]
 
 
+class _Composite:
+    """Mixin of what makes its parts itself: a config has what became of them.
+
+    Dtype policies, as `quantize` sets them, and whether a part is trained stand
+    in the config under `changed_parts`, where they are not as made.
+    """
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
+        """Makes the layer or network of what `get_config` returned."""
+        config = dict(config)
+        changed = config.pop("changed_parts", {})
+        made = cls(**config)
+        for place, part in enumerate(_parts_of(made)):
+            for name, value in changed.get(str(place), {}).items():
+                value = keras.saving.deserialize_keras_object(value)
+                setattr(part, name, value)
+        return made
+
+    def _changed_parts(self) -> dict:
+        as_made = {
+            "dtype_policy": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": True,
+            "quantization_config": None,
+        }
+        changed = {}
+        for place, part in enumerate(_parts_of(self)):
+            for name, made in as_made.items():
+                value = getattr(part, name, None)
+                value = keras.saving.serialize_keras_object(value)
+                if value != made:
+                    changed.setdefault(str(place), {})[name] = value
+        return {"changed_parts": changed} if changed else {}
+
+
+def _parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    others = (keras.layers.InputLayer, keras.Model)
+    parts = (part for part in sublayers(layer) if part is not layer)
+    return [part for part in parts if not isinstance(part, others)]
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResidualLayer(keras.layers.Layer):
+class ResidualLayer(_Composite, keras.layers.Layer):
     """Pre-activation residual layer.
 
     Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv. Shortcut: the input,
@@ -194,7 +236,8 @@ class ResidualLayer(keras.layers.Layer):
         x = self.bn_in(inputs, training=training)
         x = self._pool(self.conv_in(x))
         x = self.bn_out(x, training=training)
-        return self.conv_out(x) + self._shortcut(inputs)
+        # The two may have been given different dtypes.
+        return keras.ops.add(self.conv_out(x), self._shortcut(inputs))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a learned stride decides."""
@@ -214,6 +257,7 @@ class ResidualLayer(keras.layers.Layer):
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
+            **self._changed_parts(),
         }
 
     @property
@@ -236,7 +280,7 @@ _LAYER_ARGS = ("kernel_size", "pooling_cls", "channels_first", "weight_decay")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResnetBlock(keras.layers.Layer):
+class ResnetBlock(_Composite, keras.layers.Layer):
     """A chain of residual layers, of which the first may project and stride.
 
     Args:
@@ -333,6 +377,7 @@ class ResnetBlock(keras.layers.Layer):
             "num_layers": self.num_layers,
             "project_first": self.project_first,
             **self.residual_layer_args,
+            **self._changed_parts(),
         }
         if "pooling_cls" in config:
             config["pooling_cls"] = _saved_pooling(self)
@@ -340,7 +385,7 @@ class ResnetBlock(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Resnet(StaticSizes, keras.Sequential):
+class Resnet(_Composite, StaticSizes, keras.Sequential):
     """Pre-activation ResNet: stem, blocks, head.
 
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
@@ -355,7 +400,8 @@ class Resnet(StaticSizes, keras.Sequential):
         strides: strides of the stem, then of each block; numbers or pairs
             (height, width), or text such as `"1, 1, 2, 2, 2"`. Integers unless
             `pooling_cls` takes others.
-        num_output_classes: number of outputs.
+        num_output_classes: number of outputs; `None` for a network that ends
+            before average and dense layer and puts out the last maps.
         output_activation: activation of the dense layer, `None` for logits.
         id_only: whether the first block consists of identity layers only, and
             therefore never strides; or one boolean for each block.
@@ -377,7 +423,7 @@ class Resnet(StaticSizes, keras.Sequential):
         width)` with `channels_first`.
 
     Output shape:
-        `(batch, num_output_classes)`.
+        `(batch, num_output_classes)`; without classes that of the last maps.
 
     Raises:
         ValueError: if lengths disagree, or strides are given where they would
@@ -400,7 +446,7 @@ class Resnet(StaticSizes, keras.Sequential):
         self,
         filters: Sequence[int],
         strides: Sequence[Stride] | str,
-        num_output_classes: int = 10,
+        num_output_classes: int | None = 10,
         output_activation: str | Callable | None = None,
         id_only: bool | Sequence[bool] = False,
         channels_first: bool | None = None,
@@ -434,6 +480,11 @@ class Resnet(StaticSizes, keras.Sequential):
         self.filters = list(filters)
         self.strides = strides
         self.num_output_classes = num_output_classes
+        if num_output_classes is None and output_activation is not None:
+            expected = "None where there are no outputs (`num_output_classes`)"
+            raise arguments.refusal(
+                "output_activation", expected, output_activation
+            )
         self.output_activation = output_activation
         self.id_only = id_only
         self.channels_first = _resolve_channels_first(channels_first)
@@ -470,6 +521,8 @@ class Resnet(StaticSizes, keras.Sequential):
                 name=f"block_{i}",
             )
         yield parts.batch_norm_relu("bn_head")
+        if self.num_output_classes is None:
+            return
         yield keras.layers.GlobalAveragePooling2D(
             data_format=parts.data_format,
             dtype=self.dtype_policy,
@@ -489,16 +542,14 @@ class Resnet(StaticSizes, keras.Sequential):
         """Builds the graph, for batches of any size."""
         super().build((None, *input_shape[1:]))
 
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
-        """Makes the network of what `get_config` returned."""
-        return cls(**config)
-
     # Files of version 0.1 know the parts by these names.
     stem = property(lambda self: self.layers[0])
-    bn_head = property(lambda self: self.layers[-3])
-    average = property(lambda self: self.layers[-2])
-    dense = property(lambda self: self.layers[-1])
+    bn_head = property(lambda self: self._part("bn_head"))
+    average = property(lambda self: self._part("average"))
+    dense = property(lambda self: self._part("dense"))
+
+    def _part(self, name: str) -> keras.layers.Layer | None:
+        return {layer.name: layer for layer in self.layers}.get(name)
 
     @property
     def stem_pooling(self) -> keras.layers.Layer | None:
@@ -536,6 +587,7 @@ class Resnet(StaticSizes, keras.Sequential):
             "pooling_cls": _saved_pooling(self),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
+            **self._changed_parts(),
         }
 
 

@@ -380,7 +380,7 @@ def test_channels_first_shapes():
         ),
         (
             lambda: ResnetBlock(8, num_layers=0),
-            "`num_layers` must be >= 1",
+            "`num_layers` must be an integer >= 1",
         ),
         (
             lambda: ResidualLayer(8)(images(1, 8, 8, 4)),

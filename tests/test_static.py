@@ -252,7 +252,7 @@ def test_a_shared_layer_is_held_at_each_of_its_sizes():
         np.testing.assert_allclose(
             model.predict(x, verbose=0), outputs_of(model, x), atol=1e-5
         )
-    assert model.predict_function.retracer.compiled == len(sizes)
+    assert model.predict_function.compiled == len(sizes)
 
 
 def test_half_precision():
@@ -295,7 +295,7 @@ def test_dynamic_again():
         return
     model.fit(x, y, verbose=0)
     assert not model.jit_compile
-    assert not hasattr(model.train_function, "retracer")
+    assert not hasattr(model.train_function, "retracers")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="about torch")
