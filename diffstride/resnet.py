@@ -177,7 +177,7 @@ class ResidualLayer(_Composite, keras.layers.Layer):
                 f"project. Received: strides={strides}, project=False"
             )
         self.filters = filters
-        arguments.integers("kernel_size", kernel_size)
+        kernel = arguments.integers("kernel_size", kernel_size)
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
         self.pooling_cls = _pooling_factory(pooling_cls)
@@ -189,9 +189,7 @@ class ResidualLayer(_Composite, keras.layers.Layer):
         )
         conv_strides = _conv_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
-        self.conv_in = parts.conv(
-            filters, self.kernel_size, conv_strides, "conv_in"
-        )
+        self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
         self.pooling = None
         self.conv_shortcut = None
         if self.project:
@@ -201,7 +199,7 @@ class ResidualLayer(_Composite, keras.layers.Layer):
                 filters, 1, conv_strides, "conv_shortcut"
             )
         self.bn_out = parts.batch_norm_relu("bn_out")
-        self.conv_out = parts.conv(filters, self.kernel_size, 1, "conv_out")
+        self.conv_out = parts.conv(filters, kernel, 1, "conv_out")
 
     def build(self, input_shape: tuple) -> None:
         """Builds the parts, in the order of the main branch."""
@@ -314,7 +312,7 @@ class ResnetBlock(_Composite, keras.layers.Layer):
         **residual_layer_args: Any,
     ):
         layer_args = {
-            key: residual_layer_args.pop(key)
+            key: arguments.plain(residual_layer_args.pop(key))
             for key in _LAYER_ARGS
             if key in residual_layer_args
         }
