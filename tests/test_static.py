@@ -182,11 +182,11 @@ def unknown_size(layer):
     return keras.Model(inputs, x)
 
 
-def batches(labels=True):
+def batches():
     """Batches of two sizes, and of two numbers of images."""
     for size in (12, 9, 12, 9):
         x = images(2 + size % 2, size, size, 1)
-        yield (x, np.ones((len(x), 1), "float32")) if labels else x
+        yield x, np.ones((len(x), 1), "float32")
 
 
 class Batches(keras.utils.PyDataset):
@@ -211,9 +211,8 @@ def of_unknown_rank():
     return tf.data.Dataset.from_generator(batches, output_signature=tuple(data))
 
 
-def varying(layer, known=False):
-    size = (12, 12) if known else (None, None)
-    inputs = keras.Input((*size, 1))
+def varying(layer):
+    inputs = keras.Input((None, None, 1))
     x = keras.layers.GlobalAveragePooling2D()(ops.square(layer(inputs)))
     return keras.Model(inputs, x)
 
@@ -248,23 +247,20 @@ def test_batches_of_varying_size(data):
 
 
 @not_torch
-@pytest.mark.parametrize("stride", [1.5, 3.0])
-def test_other_steps_on_batches_of_varying_size(stride):
-    layer = DiffStride(stride, 2.0)
+def test_other_steps_on_batches_of_varying_size():
+    layer = DiffStride(1.5, 2.0)
     model = static_sizes(varying(layer))
-    model.compile(keras.optimizers.SGD(0.0), "mse", **XLA)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
     for x, y in list(batches())[:2]:
         expected = outputs_of(model, x)
-        for predict in (model.predict, model.predict_on_batch):
-            options = {"verbose": 0} if predict == model.predict else {}
-            np.testing.assert_allclose(
-                predict(x, **options), expected, atol=1e-5
-            )
+        for predicted in (
+            model.predict(x, verbose=0),
+            model.predict_on_batch(x),
+        ):
+            np.testing.assert_allclose(predicted, expected, atol=1e-5)
         loss = np.mean(np.square(expected - y))
         for step in (model.train_on_batch, model.test_on_batch):
-            model.reset_metrics()
             np.testing.assert_allclose(step(x, y), loss, rtol=1e-4)
-    model.predict(batches(labels=False), verbose=0)
 
 
 @only_tensorflow

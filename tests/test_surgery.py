@@ -332,6 +332,10 @@ class Cell(keras.layers.Layer):
         get = keras.saving.deserialize_keras_object
         self.inside = get(inside) if inside else DiffStride(1.4, 1.0)
 
+    def build(self, input_shape):
+        if not self.inside.built:
+            self.inside.build(input_shape)
+
     def call(self, inputs, states):
         x = ops.mean(ops.square(self.inside(inputs)), axis=(1, 2))
         return x + states[0], [x]
@@ -354,8 +358,9 @@ class Holder(keras.layers.Layer):
     def __init__(self, named=None, listed=None, **kwargs):
         super().__init__(**kwargs)
         get = keras.saving.deserialize_keras_object
-        named = named or {"first": DiffStride(1.4, 1.0)}
-        listed = listed or [keras.layers.ReLU(), DiffStride(1.3, 1.0)]
+        put = keras.saving.serialize_keras_object
+        named = named or {"first": put(pooling())}
+        listed = listed or [put(keras.layers.ReLU()), put(pooling())]
         self.named = {key: get(each) for key, each in named.items()}
         self.listed = [get(each) for each in listed]
 
