@@ -437,9 +437,9 @@ class TestConfigs:
         np.testing.assert_allclose(array(loaded(x)), expected, atol=1e-6)
 
 
-def policies(model):
+def states(model):
     return [
-        layer.dtype_policy.name
+        (layer.dtype_policy.name, layer.trainable)
         for layer in sublayers(model)
         if not isinstance(layer, keras.layers.InputLayer)
     ]
@@ -485,7 +485,7 @@ def of_policies(build, change):
 
 def half_the_head(model):
     model.get_layer("dense").dtype_policy = "mixed_float16"
-    model.blocks[0].layers[0].conv_in.dtype_policy = "bfloat16"
+    model.blocks[0].layers[0].conv_in.dtype_policy = "mixed_bfloat16"
 
 
 def half_within_layers(model):
@@ -524,14 +524,12 @@ def test_what_became_of_the_parts_is_saved(name, tmp_path):
     expected = array(model(x)).astype("float32")
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert len(set(policies(model))) > 1 or "trained" in name or name == "mixed"
-    for other in (loaded, freeze(model)):
-        assert policies(other) == policies(model)
+    assert states(loaded) == states(model)
+    frozen = freeze(model)
+    assert [p for p, _ in states(frozen)] == [p for p, _ in states(model)]
+    for other in (loaded, frozen):
         actual = array(other(x)).astype("float32")
         np.testing.assert_allclose(actual, expected, atol=1e-2)
-    trainable = [layer.trainable for layer in sublayers(model)]
-    assert [layer.trainable for layer in sublayers(loaded)] == trainable
-    assert loaded.get_config() == model.get_config()
 
 
 def test_a_config_of_parts_as_made_has_no_changes():
@@ -583,8 +581,10 @@ def test_transfer_learning():
     for layer in body.layers:
         layer.set_weights(trained.get_layer(layer.name).get_weights())
     body.trainable = False
-    pooled = keras.layers.GlobalAveragePooling2D()(body.output)
-    model = keras.Model(body.inputs, keras.layers.Dense(2)(pooled))
+    model = keras.Sequential(
+        [body, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    )
+    model.build((None, 12, 12, 2))
     before = [array(v) for v in body.variables]
     x = images(4, 12, 12, 2)
     np.testing.assert_allclose(
