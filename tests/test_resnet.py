@@ -1,6 +1,7 @@
 """Networks: structure, parameters, graphs, and files old and new."""
 
 import functools
+import importlib
 import inspect
 import json
 import warnings
@@ -15,6 +16,8 @@ from maps import BACKEND, JAX, array, images
 
 from diffstride import (
     DiffStride,
+    DiffStride1D,
+    DiffStride3D,
     FixedSpectralPooling,
     SpatialPooling,
     freeze,
@@ -621,3 +624,30 @@ class Score(keras.layers.Layer):
 
     def call(self, logits):
         return logits[:, self.label]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(DiffStride, DiffStride1D, DiffStride3D, FixedSpectralPooling),
+        *(SpatialPooling, lambda: ResidualLayer(4), lambda: ResnetBlock(4)),
+        lambda: Resnet([4, 8], [1, 2]),
+    ],
+)
+def test_what_keras_says_where_nothing_was_imported(make):
+    saved = keras.saving.serialize_keras_object(make())
+    module = importlib.import_module(saved["module"])
+    assert hasattr(module, saved["class_name"])
+    objects = keras.saving.get_custom_objects()
+    ours = {key: objects[key] for key in objects if key[:10] == "diffstride"}
+    for key in ours:
+        del objects[key]
+    try:
+        with pytest.raises(TypeError) as caught:
+            keras.saving.deserialize_keras_object(saved)
+    finally:
+        objects.update(ours)
+    name, module = saved["class_name"], saved["module"]
+    assert f"Could not locate class '{name}'" in str(caught.value)
+    assert f"Full object config: {{'module': '{module}'" in str(caught.value)
+    keras.saving.deserialize_keras_object(saved)
