@@ -520,7 +520,17 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
+SLOW = ("int4", "float8", "int8, frozen", "int8 of mixed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in CHANGED
+        if not JAX or name in ("int8", "not trained")
+    ],
+)
 def test_what_became_of_the_parts_is_saved(name, tmp_path):
     model = CHANGED[name]()
     x = images(2, 12, 12, 2)

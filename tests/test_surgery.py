@@ -405,12 +405,20 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("name", HOLDERS)
+SLOW = ("distributed residual layer", "wrapped model", "cells", "pipeline")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in HOLDERS
+        if not JAX or name in ("cell", "wrapper", "dictionary and list")
+    ],
+)
 def test_whatever_holds_the_layer(name):
-    frames = {"di": (3,), "ce": (3,), "bo": (3,)}.get(name[:2], ())
-    frames = {"distributed twice": (2, 3), "dictionary and list": ()}.get(
-        name, frames
-    )
+    moving = name.startswith(("distributed", "cell", "both"))
+    frames = (2, 3) if name == "distributed twice" else (3,) * moving
     inputs = keras.Input((*frames, 10, 9, 2))
     outputs = HOLDERS[name]()(inputs)
     axes = tuple(range(1, outputs.ndim))
@@ -424,7 +432,7 @@ def test_whatever_holds_the_layer(name):
     assert len(learned(frozen)) == len(learned(model))
     assert all(layer.frozen for layer in learned(frozen))
     np.testing.assert_allclose(outputs_of(frozen, x), expected, atol=1e-5)
-    if name in ("cell", "wrapper") or not JAX:
+    if name in ("cell", "distributed model"):
         static_sizes(model).compile("sgd", "mse")
         prediction = model.predict(x, verbose=0)
         np.testing.assert_allclose(prediction, expected, atol=1e-5)
