@@ -101,6 +101,7 @@ class LowPass:
         """
         ops = ops_for(strides, *sizes)
         dtype = strides.dtype
+        strides = ops.cast(strides, dtype)  # numpy's, of a size yet unknown
         if self.lower_limit is not None:
             low = ops.cast(self.lower_limit, dtype)
             strides = ops.where(strides < low, low, strides)

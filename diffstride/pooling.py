@@ -13,11 +13,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from diffstride import arguments
 from diffstride.masks import RAMPS, Band, HardCrop, LowPass
 from diffstride.resampling import NORMS, resample, spatial_sizes
-from diffstride.static import LearnedSizes
+from diffstride.static import LearnedSizes, refuse_unknown_sizes
 
 PACKAGE = "diffstride"
+_PADDINGS = ("same", "valid", "SAME", "VALID")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -43,9 +45,9 @@ class StrideConstraint(keras.constraints.Constraint):
         lower_limit: float | None = 1.0,
         upper_limit: float | None = None,
     ):
-        _check_limits("lower_limit", lower_limit, "upper_limit", upper_limit)
-        self.lower_limit = lower_limit
-        self.upper_limit = upper_limit
+        self.lower_limit, self.upper_limit = arguments.limits(
+            "lower_limit", lower_limit, "upper_limit", upper_limit
+        )
 
     def __call__(self, strides: Any) -> Any:
         """Returns `strides` clipped to the limits."""
@@ -86,13 +88,13 @@ class BaseSpectralPooling(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.strides = _standardize_strides(strides, self.rank)
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` must be one of {NORMS}. Received: norm={norm}"
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise arguments.refusal(
+                "dtype", "a floating-point type", self.compute_dtype
             )
-        self.norm = norm
-        self.data_format = _standardize_data_format(data_format)
+        self.strides = arguments.strides("strides", strides, self.rank)
+        self.norm = arguments.choice("norm", norm, NORMS)
+        self.data_format = arguments.data_format(data_format)
         self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
 
     def call(self, inputs: Any) -> Any:
@@ -180,6 +182,8 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         frozen: bool = False,
         **kwargs: Any,
     ):
+        frozen = arguments.boolean("frozen", frozen)
+        trainable = arguments.boolean("trainable", trainable)
         super().__init__(
             strides,
             norm,
@@ -187,45 +191,34 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             trainable=trainable and not frozen,
             **kwargs,
         )
-        if not (_is_number(smoothness_factor) and smoothness_factor >= 0):
-            raise ValueError(
-                "`smoothness_factor` must be a finite number >= 0, in frequency"
-                f" bins. Received: smoothness_factor={smoothness_factor!r}"
-            )
-        if shared_stride and len(set(self.strides)) != 1:
-            raise ValueError(
-                "`strides` must be equal for all axes when "
-                f"`shared_stride=True`. Received: strides={strides}"
-            )
-        _check_limits(
+        self.smoothness_factor = arguments.number(
+            "smoothness_factor",
+            smoothness_factor,
+            most=arguments.LARGEST_COUNT,
+            of=", in frequency bins",
+        )
+        self.cropping = arguments.boolean("cropping", cropping)
+        self.shared_stride = arguments.boolean("shared_stride", shared_stride)
+        if self.shared_stride and len(set(self.strides)) != 1:
+            expected = "equal for all axes when `shared_stride=True`"
+            raise arguments.refusal("strides", expected, strides)
+        self.lower_limit_stride, self.upper_limit_stride = arguments.limits(
             "lower_limit_stride",
             lower_limit_stride,
             "upper_limit_stride",
             upper_limit_stride,
         )
-        if ramp not in RAMPS:
-            raise ValueError(
-                f"`ramp` must be one of {RAMPS}. Received: ramp={ramp}"
-            )
-        if not (_is_number(stride_lr_multiplier) and stride_lr_multiplier >= 0):
-            raise ValueError(
-                "`stride_lr_multiplier` must be a finite number >= 0. Received:"
-                f" stride_lr_multiplier={stride_lr_multiplier!r}"
-            )
-        self.smoothness_factor = smoothness_factor
-        self.cropping = cropping
-        self.shared_stride = shared_stride
-        self.lower_limit_stride = lower_limit_stride
-        self.upper_limit_stride = upper_limit_stride
-        self.ramp = ramp
-        self.stride_lr_multiplier = stride_lr_multiplier
+        self.ramp = arguments.choice("ramp", ramp, RAMPS)
+        self.stride_lr_multiplier = arguments.number(
+            "stride_lr_multiplier", stride_lr_multiplier
+        )
         self.frozen = frozen
         self.low_pass = LowPass(
-            smoothness_factor,
-            ramp,
-            lower_limit_stride,
-            upper_limit_stride,
-            cropping,
+            self.smoothness_factor,
+            self.ramp,
+            self.lower_limit_stride,
+            self.upper_limit_stride,
+            self.cropping,
         )
         self.supports_jit = self.compiles()
 
@@ -491,6 +484,7 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
 
     def bands(self, inputs: Any) -> tuple[Band, ...]:
         """Returns what each axis keeps."""
+        refuse_unknown_sizes(self.name, inputs)
         return self._crop.bands(spatial_sizes(inputs, self.data_format))
 
     def _static_sizes(self, sizes: Sequence) -> Sequence:
@@ -631,75 +625,12 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
-        for name, value in (("pool_size", pool_size), ("strides", strides)):
-            pair = value if hasattr(value, "__len__") else (value, value)
-            if not all(_is_number(v) and v == int(v) >= 1 for v in pair):
-                raise ValueError(
-                    f"`{name}` must be an integer >= 1 or a pair of them. "
-                    f"Received: {name}={value!r}"
-                )
         super().__init__(
-            pool_size=pool_size,
-            strides=strides,
-            padding=padding,
+            pool_size=arguments.integers("pool_size", pool_size),
+            strides=arguments.integers("strides", strides),
+            padding=arguments.choice("padding", padding, _PADDINGS),
             data_format=data_format,
             **kwargs,
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        not isinstance(value, (bool, str))
-        and isinstance(value, (int, float))
-        or hasattr(value, "dtype")
-        and getattr(value, "ndim", 1) == 0
-    ) and math.isfinite(value)
-
-
-def _standardize_strides(strides: Any, rank: int) -> tuple[float, ...]:
-    each = (strides,) * rank if _is_number(strides) else strides
-    if (
-        isinstance(each, (str, dict))
-        or not hasattr(each, "__len__")
-        or len(each) != rank
-        or not all(_is_number(s) and s >= 1 for s in each)
-    ):
-        several = {1: "a sequence of one", 2: "a pair of them"}
-        raise ValueError(
-            "`strides` must be a number >= 1 or "
-            f"{several.get(rank, f'{rank} of them')}, for ({_AXES[rank]}). "
-            f"Received: strides={strides!r}"
-        )
-    return tuple(float(s) for s in each)
-
-
-_AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
-
-
-def _standardize_data_format(data_format: str | None) -> str:
-    if data_format is None:
-        return keras.config.image_data_format()
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(
-            "`data_format` must be 'channels_last', 'channels_first' or None. "
-            f"Received: data_format={data_format!r}"
-        )
-    return data_format
-
-
-def _check_limits(
-    lower_name: str, lower: Any, upper_name: str, upper: Any
-) -> None:
-    for name, limit in ((lower_name, lower), (upper_name, upper)):
-        if limit is not None and not (_is_number(limit) and limit >= 1):
-            raise ValueError(
-                f"`{name}` must be a finite number >= 1, or None. "
-                f"Received: {name}={limit!r}"
-            )
-    if lower is not None and upper is not None and upper < lower:
-        raise ValueError(
-            f"`{upper_name}` must be at least `{lower_name}`. "
-            f"Received: {upper_name}={upper}, {lower_name}={lower}"
         )
 
 

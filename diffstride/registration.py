@@ -14,8 +14,8 @@ from typing import Any
 # What the layers import of this package. Where one of these imports keras it is
 # half made itself, and registering in there would import in a circle.
 _NEEDED = {
-    *("pooling", "resnet", "masks", "resampling", "numerics", "static"),
-    *("internals", "optimization"),
+    *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
+    *("static", "internals", "optimization"),
 }
 
 

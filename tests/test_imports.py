@@ -19,7 +19,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "errors formatting internals numerics environment settings registration",
+    "arguments errors formatting internals numerics environment settings "
+    "registration",
     "files startup masks optimization datasets",
     "static",
     "runs resampling data",
@@ -37,8 +38,8 @@ LIGHT = set(
     "errors formatting settings files runs registration startup sweep".split()
 )
 LIBRARY = set(
-    "internals numerics masks optimization static resampling pooling profiling "
-    "resnet surgery budget diagnostics cost formatting".split()
+    "arguments internals numerics masks optimization static resampling pooling "
+    "profiling resnet surgery budget diagnostics cost formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
