@@ -176,7 +176,7 @@ class ResidualLayer(_Composite, keras.layers.Layer):
                 "`strides` must be 1 for a residual layer that does not "
                 f"project. Received: strides={strides}, project=False"
             )
-        self.filters = filters
+        self.filters = filters = arguments.integer("filters", filters)
         kernel = arguments.integers("kernel_size", kernel_size)
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
@@ -321,7 +321,7 @@ class ResnetBlock(_Composite, keras.layers.Layer):
                 layer_args["pooling_cls"]
             )
         super().__init__(**residual_layer_args)
-        self.filters = filters
+        self.filters = filters = arguments.integer("filters", filters)
         self.strides = arguments.plain(strides)
         self.num_layers = arguments.integer("num_layers", num_layers)
         self.project_first = arguments.boolean("project_first", project_first)
@@ -458,6 +458,13 @@ class Resnet(_Composite, StaticSizes, keras.Sequential):
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
         strides = _parse_strides(strides)
+        filters = arguments.plain(filters)
+        if not isinstance(filters, (list, tuple)):
+            raise arguments.refusal("filters", "a list of integers", filters)
+        filters = [
+            arguments.integer(f"filters[{i}]", each)
+            for i, each in enumerate(filters)
+        ]
         num_blocks = len(filters) - 1
         if num_blocks < 1 or len(strides) != len(filters):
             raise ValueError(
@@ -475,8 +482,12 @@ class Resnet(_Composite, StaticSizes, keras.Sequential):
                     f"`strides[{i}]` must be 1: that block consists of identity"
                     f" layers only (`id_only`). Received: strides={strides}"
                 )
-        self.filters = list(filters)
+        self.filters = filters
         self.strides = strides
+        if num_output_classes is not None:
+            num_output_classes = arguments.integer(
+                "num_output_classes", num_output_classes
+            )
         self.num_output_classes = num_output_classes
         if num_output_classes is None and output_activation is not None:
             expected = "None where there are no outputs (`num_output_classes`)"

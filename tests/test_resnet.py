@@ -661,3 +661,27 @@ def test_what_keras_says_where_nothing_was_imported(make):
     assert f"Could not locate class '{name}'" in str(caught.value)
     assert f"Full object config: {{'module': '{module}'" in str(caught.value)
     keras.saving.deserialize_keras_object(saved)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({"filters": [True, 4]}, "filters.0."),
+        ({"filters": [4, 0]}, "filters.1."),
+        ({"filters": [4, -2.0]}, "filters.1."),
+        ({"filters": [4, 2.5]}, "filters.1."),
+        ({"filters": 5}, "filters"),
+        ({"filters": "44"}, "filters"),
+        ({"filters": None}, "filters"),
+        ({"filters": [4, float("nan")]}, "filters.1."),
+        ({"num_output_classes": 0}, "num_output_classes"),
+        ({"num_output_classes": True}, "num_output_classes"),
+        ({"num_output_classes": 2.5}, "num_output_classes"),
+        ({"num_output_classes": "10"}, "num_output_classes"),
+        ({"num_output_classes": [10]}, "num_output_classes"),
+    ],
+)
+def test_numbers_of_channels_and_classes_that_cannot_be(arguments, expected):
+    with pytest.raises(ValueError, match=f"`{expected}` must be") as error:
+        Resnet(**{"filters": [4, 4], "strides": [1, 2], **arguments})
+    assert "\n" not in str(error.value)

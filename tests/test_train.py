@@ -449,6 +449,12 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
         (["train.devices = ['CPU:0', '/device:CPU:0']"], "error: `devices` m"),
+        (["train.label_smoothing = 1.0"], "error: `label_smoothing` must be"),
+        (
+            ["resnet.Resnet.num_output_classes = None"],
+            "error: `num_output_classes` must be left out",
+        ),
+        (["resnet.Resnet.filters = [4, 0, 8]"], "error: `filters[1]` must be"),
         (["train.workdir = ' '"], "error: `workdir` must be a folder that can"),
         (["import os"], "error: --gin_bindings, line 1: a config that imports"),
         (["data.pad_crop_flip.pad = -1"], "error: `pad` must be >= 0."),
