@@ -104,12 +104,6 @@ def train(
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
-            _check(
-                getattr(model, "output_shape", None)
-                in (None, (None, datasets.num_classes)),
-                "left out: there must be an output for each class of the data",
-                num_output_classes=getattr(model, "num_output_classes", None),
-            )
             _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
             _compile(model, optimizer_cls, label_smoothing, jit_compile)
     logging.info("%s: %d parameters", model.name, model.count_params())
