@@ -64,15 +64,50 @@ class StrideConstraint(keras.constraints.Constraint):
         }
 
 
-class BaseSpectralPooling(keras.layers.Layer):
-    """What the spectral layers share: format, norm, shapes, the product.
+class BaseSpectralLayer(keras.layers.Layer):
+    """What the spectral layers share: format, norm, dtypes.
 
-    A subclass sets `rank`, the number of spatial axes. It gives
-    `bands(inputs)`, the mask in force along each axis, and
-    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    A subclass sets `rank`, the number of spatial axes.
     """
 
     rank: int
+
+    def __init__(self, norm: str, data_format: str | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if norm not in NORMS:
+            raise ValueError(
+                f"`norm` must be one of {NORMS}. Received: norm={norm}"
+            )
+        self.norm = norm
+        self.data_format = _standardize_data_format(data_format)
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        return {
+            **super().get_config(),
+            "norm": self.norm,
+            "data_format": self.data_format,
+        }
+
+    @property
+    def spatial_axes(self) -> tuple[int, ...]:
+        """Axes of the input that are resampled."""
+        first = 1 if self.data_format == "channels_last" else 2
+        return tuple(range(first, first + self.rank))
+
+    @property
+    def _matrix_dtype(self) -> str:
+        """Matrices are built in float32 at least, whatever they multiply."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+
+class BaseSpectralPooling(BaseSpectralLayer):
+    """What the pooling layers share: strides, shapes, the product.
+
+    A subclass gives `bands(inputs)`, the mask in force along each axis, and
+    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    """
 
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
@@ -85,15 +120,8 @@ class BaseSpectralPooling(keras.layers.Layer):
         data_format: str | None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(norm, data_format, **kwargs)
         self.strides = _standardize_strides(strides, self.rank)
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` must be one of {NORMS}. Received: norm={norm}"
-            )
-        self.norm = norm
-        self.data_format = _standardize_data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
@@ -114,23 +142,7 @@ class BaseSpectralPooling(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        return {
-            **super().get_config(),
-            "strides": self.strides,
-            "norm": self.norm,
-            "data_format": self.data_format,
-        }
-
-    @property
-    def spatial_axes(self) -> tuple[int, ...]:
-        """Axes of the input that are resampled."""
-        first = 1 if self.data_format == "channels_last" else 2
-        return tuple(range(first, first + self.rank))
-
-    @property
-    def _matrix_dtype(self) -> str:
-        """Matrices are built in float32 at least, whatever they multiply."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
+        return {**super().get_config(), "strides": self.strides}
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the strides.
@@ -667,13 +679,13 @@ def _standardize_strides(strides: Any, rank: int) -> tuple[float, ...]:
         several = {1: "a sequence of one", 2: "a pair of them"}
         raise ValueError(
             "`strides` must be a number >= 1 or "
-            f"{several.get(rank, f'{rank} of them')}, for ({_AXES[rank]}). "
+            f"{several.get(rank, f'{rank} of them')}, for ({AXES[rank]}). "
             f"Received: strides={strides!r}"
         )
     return tuple(float(s) for s in each)
 
 
-_AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
+AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
 
 
 def _standardize_data_format(data_format: str | None) -> str:
