@@ -5,7 +5,17 @@ import functools
 import keras
 import numpy as np
 import pytest
-from maps import BACKEND, FIXED, FORMATS, TOLERANCE, apply, images, to_format
+from maps import (
+    FIXED,
+    FORMATS,
+    JAX,
+    TOLERANCE,
+    apply,
+    array,
+    gradients,
+    images,
+    to_format,
+)
 
 import diffstride
 from diffstride import (
@@ -105,7 +115,7 @@ def test_what_pooling_crops_comes_back_low_passed(sizes, norm):
     np.testing.assert_allclose(back, low, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_dtypes(dtype):
     x = shared_map((5, 8))
     layer = SpectralResize((9, 16), dtype=dtype)
@@ -113,13 +123,11 @@ def test_dtypes(dtype):
     assert keras.backend.standardize_dtype(y.dtype) == dtype
     y = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
     expected = to_format(oracle(x, (9, 16)), layer.data_format)
-    atol = 1e-6 if dtype == "float64" else 5e-2
+    atol = 1e-5 if dtype == "float32" else 5e-2
     np.testing.assert_allclose(y, expected, atol=atol)
 
 
 def test_gradient_is_the_transpose():
-    from maps import gradients
-
     x, dy = shared_map((5, 8)), images(2, 3, 8, 6, seed=1)
     y, dx, _ = gradients(SpectralResize((8, 6)), x, dy)
     assert np.vdot(dy, y) == pytest.approx(np.vdot(dx, x), rel=1e-4)
@@ -147,7 +155,7 @@ def unet(shape, strides=1.6, cell=SpectralResize, **kwargs):
     return keras.Model(image, keras.layers.Conv2D(1, 1)(x))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (13, 18)])
+@pytest.mark.parametrize("size", [(13, 18)] if JAX else [(16, 16), (13, 18)])
 def test_a_unet_trains_while_its_strides_move(size):
     model = static_sizes(unet((*size, 1)))
     model.compile(keras.optimizers.SGD(1.0), "mse")
@@ -163,7 +171,7 @@ def test_a_unet_trains_while_its_strides_move(size):
     assert model.predict(x, verbose=0).shape == x.shape
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="JAX needs known sizes")
+@pytest.mark.skipif(JAX, reason="JAX needs known sizes")
 def test_sizes_known_at_run_time_only():
     model = unet((None, None, 1))
     assert model.output_shape == (None, None, None, 1)
@@ -178,13 +186,11 @@ def test_sizes_known_at_run_time_only():
 def test_saved_frozen_and_counted(tmp_path):
     model = unet((13, 18, 1))
     x = images(2, 13, 18, 1)
-    expected = model.predict(x, verbose=0)
+    expected = array(model(x))
     model.save(tmp_path / "unet.keras")
     loaded = keras.models.load_model(tmp_path / "unet.keras")
     for other in (loaded, freeze(model)):
-        np.testing.assert_allclose(
-            other.predict(x, verbose=0), expected, atol=1e-5
-        )
+        np.testing.assert_allclose(array(other(x)), expected, atol=1e-5)
     cost = model_cost(model)
     (resize,) = [c for c in cost.layers if c.kind == "SpectralResize"]
     (n, m, channels), (h, w, _) = resize.input_shape, resize.output_shape
