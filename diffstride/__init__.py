@@ -24,6 +24,10 @@ _MODULES = {
     "FixedSpectralPooling3D": "pooling",
     "SpatialPooling": "pooling",
     "StrideConstraint": "pooling",
+    "SpectralResize": "resizing",
+    "SpectralResize1D": "resizing",
+    "SpectralResize3D": "resizing",
+    "StrideLogger": "logger",
     "static_sizes": "static",
     "freeze": "surgery",
 }

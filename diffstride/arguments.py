@@ -15,7 +15,7 @@ LARGEST = float(np.finfo("float32").max)
 # float32 counts samples and frequency bins one by one up to here.
 LARGEST_COUNT = 2**24
 
-_AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
+AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
 
 
 def refusal(name: str, expected: str, value: Any) -> ValueError:
@@ -72,7 +72,7 @@ def strides(name: str, value: Any, rank: int) -> tuple[float, ...]:
     several = {1: "a sequence of one", 2: "a pair of them"}
     expected = (
         f"a number >= 1 or {several.get(rank, f'{rank} of them')}, for "
-        f"({_AXES[rank]}), up to {LARGEST_COUNT}"
+        f"({AXES[rank]}), up to {LARGEST_COUNT}"
     )
 
     def accepts(stride: Any) -> bool:

@@ -66,15 +66,50 @@ class StrideConstraint(keras.constraints.Constraint):
         }
 
 
-class BaseSpectralPooling(keras.layers.Layer):
-    """What the spectral layers share: format, norm, shapes, the product.
+class BaseSpectralLayer(keras.layers.Layer):
+    """What the spectral layers share: format, norm, dtypes.
 
-    A subclass sets `rank`, the number of spatial axes. It gives
-    `bands(inputs)`, the mask in force along each axis, and
-    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    A subclass sets `rank`, the number of spatial axes.
     """
 
     rank: int
+
+    def __init__(self, norm: str, data_format: str | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise arguments.refusal(
+                "dtype", "a floating-point type", self.compute_dtype
+            )
+        self.norm = arguments.choice("norm", norm, NORMS)
+        self.data_format = arguments.data_format(data_format)
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        return {
+            **super().get_config(),
+            "norm": self.norm,
+            "data_format": self.data_format,
+        }
+
+    @property
+    def spatial_axes(self) -> tuple[int, ...]:
+        """Axes of the input that are resampled."""
+        first = 1 if self.data_format == "channels_last" else 2
+        return tuple(range(first, first + self.rank))
+
+    @property
+    def _matrix_dtype(self) -> str:
+        """Matrices are built in float32 at least, whatever they multiply."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+
+class BaseSpectralPooling(BaseSpectralLayer):
+    """What the pooling layers share: strides, shapes, the product.
+
+    A subclass gives `bands(inputs)`, the mask in force along each axis, and
+    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    """
 
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
@@ -87,15 +122,8 @@ class BaseSpectralPooling(keras.layers.Layer):
         data_format: str | None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        if not keras.backend.is_float_dtype(self.compute_dtype):
-            raise arguments.refusal(
-                "dtype", "a floating-point type", self.compute_dtype
-            )
+        super().__init__(norm, data_format, **kwargs)
         self.strides = arguments.strides("strides", strides, self.rank)
-        self.norm = arguments.choice("norm", norm, NORMS)
-        self.data_format = arguments.data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
@@ -116,23 +144,7 @@ class BaseSpectralPooling(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        return {
-            **super().get_config(),
-            "strides": self.strides,
-            "norm": self.norm,
-            "data_format": self.data_format,
-        }
-
-    @property
-    def spatial_axes(self) -> tuple[int, ...]:
-        """Axes of the input that are resampled."""
-        first = 1 if self.data_format == "channels_last" else 2
-        return tuple(range(first, first + self.rank))
-
-    @property
-    def _matrix_dtype(self) -> str:
-        """Matrices are built in float32 at least, whatever they multiply."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
+        return {**super().get_config(), "strides": self.strides}
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the strides.

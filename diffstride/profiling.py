@@ -27,6 +27,13 @@ from diffstride.pooling import (
 
 _KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
 
+# Of the axes, by their number.
+AXES = {
+    1: ("length",),
+    2: ("height", "width"),
+    3: ("depth", "height", "width"),
+}
+
 
 class Call(NamedTuple):
     """A call of a layer.
@@ -181,18 +188,31 @@ def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
     return [_state(call) for call in first.values()]
 
 
+def stride_logs(model: keras.Model) -> dict[str, float]:
+    """Returns the stride of each pooling layer and axis, under its name."""
+    return {
+        f"stride/{path_in(model, layer)}/{axis}": float(stride)
+        for layer in pooling_layers(model)
+        for axis, stride in zip(
+            AXES[len(layer.strides)], _strides(layer), strict=True
+        )
+    }
+
+
+def _strides(layer: keras.layers.Layer) -> tuple[float, ...]:
+    weights = getattr(layer, "stride_weights", layer.strides)
+    strides = ops.convert_to_numpy(weights)
+    return tuple(np.broadcast_to(strides, (len(layer.strides),)).tolist())
+
+
 def _state(call: Call) -> PoolingState:
     layer = call.layer
     first = 1 if layer.data_format == "channels_last" else 2
     axes = slice(first, first + len(layer.strides))
-    weights = getattr(layer, "stride_weights", layer.strides)
-    strides = np.broadcast_to(
-        ops.convert_to_numpy(weights), (len(layer.strides),)
-    )
     return PoolingState(
         name=call.name,
         initial=tuple(float(s) for s in layer.strides),
-        strides=tuple(strides.tolist()),
+        strides=_strides(layer),
         input_size=call.input_shape[axes],
         output_size=call.output_shape[axes],
         learned=isinstance(layer, BaseDiffStride) and not layer.frozen,

@@ -15,7 +15,7 @@ from typing import Any
 # half made itself, and registering in there would import in a circle.
 _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
-    *("static", "internals", "optimization"),
+    *("static", "internals", "optimization", "resizing"),
 }
 
 
@@ -30,6 +30,7 @@ def register_with_keras() -> None:
 def register() -> None:
     """Registers the layers, which takes keras."""
     importlib.import_module("diffstride.pooling")
+    importlib.import_module("diffstride.resizing")
     importlib.import_module("diffstride.resnet")
 
 
