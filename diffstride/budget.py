@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import profile
 
 
-def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
+def stride_cost(
+    strides: Sequence[Any] | keras.Model,
+    rank: int = 2,
+    input_shape: Any = None,
+) -> Any:
     """Sum over layers of the share of the input that is left after each.
 
     `J = sum_l prod_{i <= l} 1 / (S_h^i S_w^i)`, with layers counted in depth
@@ -19,16 +24,31 @@ def stride_cost(strides: Sequence[Any], rank: int = 2) -> Any:
 
     Args:
         strides: for each DiffStride layer, its strides: a tensor or array of
-            shape (rank,), or (1,) where one number serves all axes.
-        rank: number of spatial axes.
+            shape (rank,), or (1,) where one number serves all axes. Or a built
+            model, for its DiffStride layers that are not frozen, each once.
+        rank: number of spatial axes. Those of a model's layers are known.
+        input_shape: of one example, without batch dimension. Needed for a model
+            that was built for inputs of unknown size.
 
     Returns:
         Scalar tensor, differentiable in the strides; 0 without any layer.
+
+    Raises:
+        ValueError: if `strides` is neither, or the model is not built.
 
     Reference:
         [Learning Strides in Convolutional Neural Networks](
         https://arxiv.org/abs/2202.01653), Riad et al., 2022, section 2.4.
     """
+    if isinstance(strides, keras.Model):
+        strides = _strides_by_axis(_learned_layers(strides, input_shape))
+        rank = 1
+    elif not _is_list_of_strides(strides):
+        raise ValueError(
+            "`strides` must be a model, or for each DiffStride layer an array "
+            "of its strides, such as [layer.stride_weights]. Received: "
+            f"strides={strides!r}"
+        )
     cost = ops.convert_to_tensor(0.0, dtype="float32")
     share = ops.convert_to_tensor(1.0, dtype="float32")
     for each in strides:
@@ -80,14 +100,7 @@ def add_stride_cost(
         raise ValueError(
             f"`weight` must be finite and >= 0. Received: weight={weight}"
         )
-    reached = {
-        id(call.layer): call.layer for call in profile(model, input_shape)
-    }
-    layers = [
-        layer
-        for layer in reached.values()
-        if isinstance(layer, BaseDiffStride) and not layer.frozen
-    ]
+    layers = _learned_layers(model, input_shape)
     if not layers:
         raise ValueError(
             "`model` must hold DiffStride layers that are not frozen and that "
@@ -99,6 +112,33 @@ def add_stride_cost(
     # Functions that were compiled before know nothing of it.
     model.train_function = model.test_function = None
     return model
+
+
+def _learned_layers(
+    model: keras.Model, input_shape: Any
+) -> list[BaseDiffStride]:
+    """DiffStride layers that are not frozen, as a forward pass reaches them."""
+    reached = {
+        id(call.layer): call.layer for call in profile(model, input_shape)
+    }
+    return [
+        layer
+        for layer in reached.values()
+        if isinstance(layer, BaseDiffStride) and not layer.frozen
+    ]
+
+
+def _strides_by_axis(layers: Sequence[BaseDiffStride]) -> list[Any]:
+    return [
+        ops.broadcast_to(layer.scaled_strides(), (layer.rank,))
+        for layer in layers
+    ]
+
+
+def _is_list_of_strides(strides: Any) -> bool:
+    return isinstance(strides, (list, tuple)) and all(
+        len(getattr(each, "shape", np.shape(each))) == 1 for each in strides
+    )
 
 
 class _StrideCost(keras.regularizers.Regularizer):
@@ -114,8 +154,5 @@ class _StrideCost(keras.regularizers.Regularizer):
 
     def __call__(self, _: Any) -> Any:
         parts = sum(layer.stride_weights.trainable for layer in self.layers)
-        strides = [
-            ops.broadcast_to(layer.scaled_strides(), (layer.rank,))
-            for layer in self.layers
-        ]
+        strides = _strides_by_axis(self.layers)
         return self.weight / parts * stride_cost(strides, rank=1)

@@ -1,19 +1,24 @@
 """Callbacks of training: what stops it, what it logs, what it keeps."""
 
-import json
+import contextlib
 import os
 import pathlib
+import shutil
 import time
+import zipfile
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from diffstride.cost import scalars
-from diffstride.errors import NonFiniteLossError
-from diffstride.files import read_rows, replace_file, replace_text
-from diffstride.internals import open_writers, train_writer
+from diffstride.errors import NonFiniteLossError, UserError
+from diffstride.files import replace_file, replace_lines, writing
+from diffstride.internals import open_writers, optimizer_of, train_writer
 from diffstride.profiling import profile
+from diffstride.runs import read_rows
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -59,29 +64,78 @@ class Backup(keras.callbacks.Callback):
     One file holds model and optimizer, and is put in place in one step; the
     epoch follows from the optimizer's step count. Being killed at any moment
     thus leaves this epoch's file or the one before. (Keras's BackupAndRestore
-    overwrites weights and epoch one after the other, in place.)
+    overwrites weights and epoch one after the other, in place.) A model that
+    was saved when the run had ended, `saved`, serves in the backup's stead.
     """
 
-    def __init__(self, directory: str | os.PathLike, steps_per_epoch: int):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        steps_per_epoch: int,
+        saved: pathlib.Path | None = None,
+    ):
         super().__init__()
         self.path = pathlib.Path(directory) / "latest.weights.h5"
         self.steps_per_epoch = steps_per_epoch
+        self._sources = [self.path, saved] if saved else [self.path]
+
+    def exists(self) -> bool:
+        """Tells whether there is anything to restore."""
+        return any(path.exists() for path in self._sources)
 
     def restore(self, model: keras.Model) -> int:
         """Loads what is kept, if anything; returns the number of epochs done.
 
         The model must be built and compiled.
+
+        Raises:
+            UserError: if what is kept is damaged or of another network.
         """
-        if not self.path.exists():
-            return 0
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(self.path)
-        return _step(model) // self.steps_per_epoch
+        reasons = []
+        for path in filter(pathlib.Path.exists, self._sources):
+            try:
+                return self._load(model, path)
+            except Exception as error:  # Damaged HDF5 and ZIP raise anything.
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reasons.append(f"{path} does not hold this run: {reason}")
+                logging.warning(reasons[-1])
+        if reasons:
+            raise UserError(
+                f"{'; '.join(reasons)}. Put back what was there, or remove "
+                f"{' and '.join(map(str, self._sources))} to train again from "
+                "the first epoch"
+            )
+        return 0
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, self.model.save_weights)
+        replace_file(self.path, self._save)
+
+    def _load(self, model: keras.Model, path: pathlib.Path) -> int:
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(path)
+        epochs, rest = divmod(_step(model), self.steps_per_epoch)
+        if rest or not epochs:  # Keras skips the state of other optimizers.
+            raise ValueError(
+                f"step {_step(model)} does not end an epoch of "
+                f"{self.steps_per_epoch} steps"
+            )
+        return epochs
+
+    def _save(self, path: pathlib.Path) -> None:
+        # On a full disk HDF5 crashes the process, but not when it writes to
+        # memory, as it does for a model in one file.
+        whole = path.with_name("unfinished.keras")
+        try:
+            self.model.save(whole)
+            with (
+                zipfile.ZipFile(whole) as archive,
+                archive.open("model.weights.h5") as weights,
+                path.open("wb") as file,
+            ):
+                shutil.copyfileobj(weights, file)
+        finally:
+            whole.unlink(missing_ok=True)
 
 
 class EpochRecorder(keras.callbacks.Callback):
@@ -107,11 +161,14 @@ class EpochRecorder(keras.callbacks.Callback):
             row for row in read_rows(self.path) if row["epoch"] <= first_epoch
         ]
         self.scalars: dict[str, float] = {}
+        self.initial: dict[str, float] = {}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Rewrites the file without the rows that will be repeated."""
-        lines = [json.dumps(row) + "\n" for row in self.rows]
-        replace_text(self.path, "".join(lines))
+        replace_lines(self.path, self.rows)
+        if not self.rows:
+            calls = profile(self.model, self.image_shape)
+            self.initial = scalars(self.model, calls)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -125,9 +182,12 @@ class EpochRecorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Appends a row."""
         calls = profile(self.model, self.image_shape)
+        optimizer = optimizer_of(
+            self.model.optimizer, self.model.trainable_variables[0]
+        )
         self.scalars = {
             "learning_rate": float(
-                keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+                keras.ops.convert_to_numpy(optimizer.learning_rate)
             ),
             "steps_per_second": self._steps_per_second,
             **scalars(self.model, calls),
@@ -140,14 +200,15 @@ class EpochRecorder(keras.callbacks.Callback):
             **self.scalars,
         }
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        replace_lines(self.path, self.rows)
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras's callback, with the scalars of an `EpochRecorder` and a text.
 
-    The recorder must come earlier among the callbacks.
+    Steps are epochs; at 0 stand the initial strides and what follows from them.
+    The recorder must come earlier among the callbacks. So should a `Backup`: an
+    epoch that it does not keep would be written twice.
     """
 
     def __init__(
@@ -159,19 +220,41 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Writes the text."""
-        super().on_train_begin(logs)
-        if self._config_text:
-            indented = self._config_text.replace("\n", "\n    ")
-            with train_writer(self).as_default():
-                tf.summary.text("config", f"    {indented}", step=0)
+        with self._writing():
+            super().on_train_begin(logs)
+            if self._config_text:
+                indented = self._config_text.replace("\n", "\n    ")
+                with train_writer(self).as_default():
+                    tf.summary.text("config", f"    {indented}", step=0)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Writes the scalars, and sends them off."""
-        logs = {**(logs or {}), **self._recorder.scalars}
-        # Summaries take no integers of more than 32 bits.
-        super().on_epoch_end(epoch, {k: float(v) for k, v in logs.items()})
-        for writer in open_writers(self):
-            writer.flush()
+        with self._writing():
+            if epoch == 0:
+                with train_writer(self).as_default():
+                    for name, value in self._recorder.initial.items():
+                        tf.summary.scalar(f"epoch_{name}", float(value), step=0)
+            logs = {**(logs or {}), **self._recorder.scalars}
+            # Summaries take no integers of more than 32 bits.
+            logs = {name: float(value) for name, value in logs.items()}
+            super().on_epoch_end(epoch + 1, logs)
+            for writer in open_writers(self):
+                writer.flush()
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Does nothing: `on_epoch_end` gets the same numbers."""
+
+    on_test_end = on_test_begin
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with writing(self.log_dir):
+            try:
+                yield
+            except tf.errors.OpError as error:
+                # Less what TensorFlow says of its own insides.
+                reason = error.message.splitlines()[0].split("}} ")[-1]
+                raise OSError(reason) from error
 
 
 def _step(model: keras.Model) -> int:

@@ -12,15 +12,9 @@ from diffstride.budget import stride_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
 from diffstride.pooling import BaseSpectralPooling
-from diffstride.profiling import Call, path_in, pooling_states, profile
+from diffstride.profiling import AXES, Call, path_in, pooling_states, profile
 from diffstride.resampling import resample_macs
-
-# By the number of axes.
-_AXES = {
-    1: ("length",),
-    2: ("height", "width"),
-    3: ("depth", "height", "width"),
-}
+from diffstride.resizing import BaseSpectralResize
 
 
 class LayerCost(NamedTuple):
@@ -129,7 +123,7 @@ def scalars(model: keras.Model, calls: Sequence[Call]) -> dict[str, float]:
     values: dict[str, float] = {}
     states = pooling_states(calls)
     for state in states:
-        names = _AXES[len(state.strides)]
+        names = AXES[len(state.strides)]
         for axis, stride, size in zip(
             names, state.strides, state.output_size, strict=True
         ):
@@ -189,6 +183,7 @@ _COUNTED = (
     *_TRANSPOSED,
     layers.Dense,
     BaseSpectralPooling,
+    BaseSpectralResize,
 )
 _ELEMENTWISE = (
     layers.BatchNormalization,
@@ -207,6 +202,13 @@ def layer_macs(call: Call) -> int:
     inputs, outputs = math.prod(call.input_shape), math.prod(call.output_shape)
     if isinstance(layer, BaseSpectralPooling):
         bands = layer.bands(keras.KerasTensor(call.input_shape))
+        return resample_macs(call.input_shape, bands, layer.data_format)
+    if isinstance(layer, BaseSpectralResize):
+        sizes, output_sizes = (
+            [shape[axis] for axis in layer.spatial_axes]
+            for shape in (call.input_shape, call.output_shape)
+        )
+        bands = layer.bands(sizes, output_sizes)
         return resample_macs(call.input_shape, bands, layer.data_format)
     if isinstance(layer, layers.Dense):
         return outputs * call.input_shape[-1]

@@ -1,5 +1,6 @@
 """Numbers and tables for people."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -19,6 +20,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
         for line in lines
     )
+
+
+def harmless(text: str) -> str:
+    """Takes the meaning from HTML and links in Markdown."""
+    return re.sub(r"\](?=[(\[:])", r"\]", text.replace("<", "&lt;"))
 
 
 def aligned(

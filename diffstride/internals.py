@@ -37,6 +37,30 @@ def in_xla(tensor: Any) -> bool:
     return False
 
 
+def optimizer_of(optimizer: Any, variable: Any) -> Any:
+    """Returns what updates a variable, inside of optimizers that wrap."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    choose = getattr(optimizer, "_optimizer_map", None)
+    return optimizer if choose is None else choose(variable)
+
+
+def uses_weight_decay(optimizer: Any, variable: Any) -> bool:
+    """Tells whether an optimizer, one that does not wrap, decays a variable."""
+    # Muon has a decay of its own for vectors.
+    decay = getattr(optimizer, "adam_weight_decay", optimizer.weight_decay)
+    return bool(decay) and optimizer._use_weight_decay(variable)
+
+
+def exclude_from_weight_decay(optimizer: Any, variable: Any) -> None:
+    """Excludes a variable as Keras does, which forgets what was excluded."""
+    before = getattr(optimizer, "_exclude_from_weight_decay", set())
+    names = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    optimizer.exclude_from_weight_decay(
+        var_list=[variable], var_names=names and [names.pattern]
+    )
+    optimizer._exclude_from_weight_decay.update(before)
+
+
 def train_writer(callback: keras.callbacks.TensorBoard) -> Any:
     """Returns what Keras's callback writes the summaries of training with."""
     return callback._train_writer

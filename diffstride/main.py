@@ -6,18 +6,28 @@ r"""Trains a network as a gin config says.
 
 import os
 import pathlib
+import signal
 import sys
-from logging import WARNING
+from logging import WARNING, Formatter
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from diffstride.startup import quiet_libraries
 
-import gin  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
+if (
+    __name__ == "__main__"
+    and signal.getsignal(signal.SIGINT) == signal.default_int_handler
+):
+    # It ends the process without a word until `main` has more to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+with quiet_libraries(exits=__name__ == "__main__"):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    from absl import app, flags, logging
 
-from diffstride import config  # noqa: E402
-from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
+    from diffstride import config
+    from diffstride.errors import UserError, run_reporting_errors
+
+    tf.config.list_physical_devices()  # Where CUDA is looked for.
 
 _CONFIG = flags.DEFINE_multi_string(
     "gin_config",
@@ -41,6 +51,17 @@ _SEED = flags.DEFINE_integer("seed", None, "Seed of the run.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS data lies. Default: TFDS's own choice."
 )
+_ALLOW_IMPORTS = flags.DEFINE_bool(
+    "allow_imports",
+    False,
+    "Whether configs may import, with which they can run any program.",
+)
+flags.DEFINE_bool(
+    "debug",
+    False,
+    "Whether an unexpected error shows where it comes from.",
+    allow_override=True,  # `prepare` has it too.
+)
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +74,6 @@ def main(argv: list[str]) -> int:
     if not _CONFIG.value:
         raise UserError("--gin_config is required, such as cifar10.gin")
     default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
-    gin.bind_parameter("train.train.workdir", default_workdir)
     bindings = list(_BINDINGS.value)
     for name, flag in (
         ("train.workdir", _WORKDIR),
@@ -62,24 +82,42 @@ def main(argv: list[str]) -> int:
     ):
         if flag.value is not None:
             bindings.append(f"{name} = {flag.value!r}")
-    config.load(_CONFIG.value, bindings)
+    config.load(
+        _CONFIG.value,
+        bindings,
+        _ALLOW_IMPORTS.value,
+        defaults={"train.train.workdir": default_workdir},
+    )
+    workdir = pathlib.Path(os.path.expanduser(config.workdir()))
 
     def settings() -> str:
         text = config.operative()
         for sentence in config.unused(bindings, text):
-            logging.warning(sentence)
+            logging.warning("warning: %s", sentence)
         return text
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_worth_reading)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_is_worth_reading)
+    handler.setFormatter(Formatter("%(message)s"))
     try:
         config.run_training(config_fn=settings, differing_fn=config.differing)
     except UserError as error:
         message = config.located(str(error), _CONFIG.value, bindings)
         raise UserError(message) from error
+    except KeyboardInterrupt as stop:
+        raise type(stop)(_how_to_go_on(workdir)) from stop
     return 0
+
+
+def _how_to_go_on(workdir: pathlib.Path) -> str:
+    rows = workdir / "metrics.jsonl"
+    done = rows.read_text().count("\n") if rows.exists() else 0
+    if not done:
+        return "The same command starts again."
+    return f"The same command goes on after epoch {done}, in {workdir}."
 
 
 def _is_worth_reading(record: Any) -> bool:

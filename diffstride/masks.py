@@ -104,6 +104,7 @@ class LowPass:
         """
         ops = ops_for(strides, *sizes)
         dtype = strides.dtype
+        strides = ops.cast(strides, dtype)  # numpy's, of a size yet unknown
         if self.lower_limit is not None:
             low = ops.cast(self.lower_limit, dtype)
             strides = ops.where(strides < low, low, strides)
@@ -320,6 +321,23 @@ def fixed_band(size: Size, output_size: Size, dtype: str) -> Band:
     negative = ops.cast(2 * k <= output_size, dtype)
     # Only the output's Nyquist frequency is kept on one side alone.
     return Band(positive, negative, output_size, 1, output_size // 2)
+
+
+def resize_band(size: Size, output_size: Size, dtype: str) -> Band:
+    """What an axis keeps that is resized, up or down: all that both sizes hold.
+
+    The Nyquist frequency of an even size stands for two frequencies of any
+    larger size. Upwards it is halved between them, downwards they are summed:
+    samples stay where both grids have one, and up and down again is nothing.
+    """
+    ops = ops_for(size, output_size)
+    k = ops.arange(size // 2 + 1)
+    kept = ops.minimum(size, output_size)
+    nyquist = ops.where(size < output_size, 0.5, 2.0)
+    nyquist = ops.where(size == output_size, 1.0, nyquist)
+    weights = ops.where(2 * k == kept, nyquist, ops.where(2 * k < kept, 1.0, 0))
+    weights = ops.cast(weights, dtype)
+    return Band(weights, weights, output_size)
 
 
 def fixed_size(size: Size, stride: Any, even: bool) -> Size:

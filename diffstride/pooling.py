@@ -14,11 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from diffstride import arguments
 from diffstride.masks import RAMPS, Band, HardCrop, LowPass
 from diffstride.resampling import NORMS, resample, spatial_sizes
-from diffstride.static import LearnedSizes
+from diffstride.static import LearnedSizes, refuse_unknown_sizes
 
 PACKAGE = "diffstride"
+_PADDINGS = ("same", "valid", "SAME", "VALID")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -44,9 +46,9 @@ class StrideConstraint(keras.constraints.Constraint):
         lower_limit: float | None = 1.0,
         upper_limit: float | None = None,
     ):
-        _check_limits("lower_limit", lower_limit, "upper_limit", upper_limit)
-        self.lower_limit = lower_limit
-        self.upper_limit = upper_limit
+        self.lower_limit, self.upper_limit = arguments.limits(
+            "lower_limit", lower_limit, "upper_limit", upper_limit
+        )
 
     def __call__(self, strides: Any) -> Any:
         """Returns `strides` clipped to the limits."""
@@ -65,15 +67,50 @@ class StrideConstraint(keras.constraints.Constraint):
         }
 
 
-class BaseSpectralPooling(keras.layers.Layer):
-    """What the spectral layers share: format, norm, shapes, the product.
+class BaseSpectralLayer(keras.layers.Layer):
+    """What the spectral layers share: format, norm, dtypes.
 
-    A subclass sets `rank`, the number of spatial axes. It gives
-    `bands(inputs)`, the mask in force along each axis, and
-    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    A subclass sets `rank`, the number of spatial axes.
     """
 
     rank: int
+
+    def __init__(self, norm: str, data_format: str | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise arguments.refusal(
+                "dtype", "a floating-point type", self.compute_dtype
+            )
+        self.norm = arguments.choice("norm", norm, NORMS)
+        self.data_format = arguments.data_format(data_format)
+        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
+
+    def get_config(self) -> dict:
+        """Returns the arguments."""
+        return {
+            **super().get_config(),
+            "norm": self.norm,
+            "data_format": self.data_format,
+        }
+
+    @property
+    def spatial_axes(self) -> tuple[int, ...]:
+        """Axes of the input that are resampled."""
+        first = 1 if self.data_format == "channels_last" else 2
+        return tuple(range(first, first + self.rank))
+
+    @property
+    def _matrix_dtype(self) -> str:
+        """Matrices are built in float32 at least, whatever they multiply."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+
+class BaseSpectralPooling(BaseSpectralLayer):
+    """What the pooling layers share: strides, shapes, the product.
+
+    A subclass gives `bands(inputs)`, the mask in force along each axis, and
+    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    """
 
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
@@ -86,15 +123,8 @@ class BaseSpectralPooling(keras.layers.Layer):
         data_format: str | None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.strides = _standardize_strides(strides, self.rank)
-        if norm not in NORMS:
-            raise ValueError(
-                f"`norm` must be one of {NORMS}. Received: norm={norm}"
-            )
-        self.norm = norm
-        self.data_format = _standardize_data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
+        super().__init__(norm, data_format, **kwargs)
+        self.strides = arguments.strides("strides", strides, self.rank)
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
@@ -115,23 +145,7 @@ class BaseSpectralPooling(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        return {
-            **super().get_config(),
-            "strides": self.strides,
-            "norm": self.norm,
-            "data_format": self.data_format,
-        }
-
-    @property
-    def spatial_axes(self) -> tuple[int, ...]:
-        """Axes of the input that are resampled."""
-        first = 1 if self.data_format == "channels_last" else 2
-        return tuple(range(first, first + self.rank))
-
-    @property
-    def _matrix_dtype(self) -> str:
-        """Matrices are built in float32 at least, whatever they multiply."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
+        return {**super().get_config(), "strides": self.strides}
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the strides.
@@ -182,6 +196,8 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         final_smoothness_factor: float | None = None,
         **kwargs: Any,
     ):
+        frozen = arguments.boolean("frozen", frozen)
+        trainable = arguments.boolean("trainable", trainable)
         super().__init__(
             strides,
             norm,
@@ -189,53 +205,37 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             trainable=trainable and not frozen,
             **kwargs,
         )
-        if not (_is_number(smoothness_factor) and smoothness_factor >= 0):
-            raise ValueError(
-                "`smoothness_factor` must be a finite number >= 0, in frequency"
-                f" bins. Received: smoothness_factor={smoothness_factor!r}"
+        self.smoothness_factor = arguments.number(
+            "smoothness_factor",
+            smoothness_factor,
+            most=arguments.LARGEST_COUNT,
+            of=", in frequency bins",
+        )
+        if final_smoothness_factor is not None:
+            final_smoothness_factor = arguments.number(
+                "final_smoothness_factor",
+                final_smoothness_factor,
+                most=self.smoothness_factor,
+                of=" (`smoothness_factor`), or None",
             )
-        if not (
-            final_smoothness_factor is None
-            or (
-                _is_number(final_smoothness_factor)
-                and 0 <= final_smoothness_factor <= smoothness_factor
-            )
-        ):
-            raise ValueError(
-                "`final_smoothness_factor` must be a number from 0 to "
-                f"`smoothness_factor` ({smoothness_factor}), or None. Received:"
-                f" final_smoothness_factor={final_smoothness_factor!r}"
-            )
-        if shared_stride and len(set(self.strides)) != 1:
-            raise ValueError(
-                "`strides` must be equal for all axes when "
-                f"`shared_stride=True`. Received: strides={strides}"
-            )
-        _check_limits(
+        self.cropping = arguments.boolean("cropping", cropping)
+        self.shared_stride = arguments.boolean("shared_stride", shared_stride)
+        if self.shared_stride and len(set(self.strides)) != 1:
+            expected = "equal for all axes when `shared_stride=True`"
+            raise arguments.refusal("strides", expected, strides)
+        self.lower_limit_stride, self.upper_limit_stride = arguments.limits(
             "lower_limit_stride",
             lower_limit_stride,
             "upper_limit_stride",
             upper_limit_stride,
         )
-        if ramp not in RAMPS:
-            raise ValueError(
-                f"`ramp` must be one of {RAMPS}. Received: ramp={ramp}"
-            )
-        if not (_is_number(stride_lr_multiplier) and stride_lr_multiplier >= 0):
-            raise ValueError(
-                "`stride_lr_multiplier` must be a finite number >= 0. Received:"
-                f" stride_lr_multiplier={stride_lr_multiplier!r}"
-            )
-        self.smoothness_factor = smoothness_factor
-        self.cropping = cropping
-        self.shared_stride = shared_stride
-        self.lower_limit_stride = lower_limit_stride
-        self.upper_limit_stride = upper_limit_stride
-        self.ramp = ramp
-        self.stride_lr_multiplier = stride_lr_multiplier
+        self.ramp = arguments.choice("ramp", ramp, RAMPS)
+        self.stride_lr_multiplier = arguments.number(
+            "stride_lr_multiplier", stride_lr_multiplier
+        )
         self.frozen = frozen
         self.final_smoothness_factor = final_smoothness_factor
-        self.current_smoothness = smoothness_factor
+        self.current_smoothness = self.smoothness_factor
         self.supports_jit = self.compiles()
 
     def build(self, input_shape: tuple) -> None:
@@ -558,6 +558,7 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
 
     def bands(self, inputs: Any) -> tuple[Band, ...]:
         """Returns what each axis keeps."""
+        refuse_unknown_sizes(self.name, inputs)
         return self._crop.bands(spatial_sizes(inputs, self.data_format))
 
     def _static_sizes(self, sizes: Sequence) -> Sequence:
@@ -698,75 +699,12 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
-        for name, value in (("pool_size", pool_size), ("strides", strides)):
-            pair = value if hasattr(value, "__len__") else (value, value)
-            if not all(_is_number(v) and v == int(v) >= 1 for v in pair):
-                raise ValueError(
-                    f"`{name}` must be an integer >= 1 or a pair of them. "
-                    f"Received: {name}={value!r}"
-                )
         super().__init__(
-            pool_size=pool_size,
-            strides=strides,
-            padding=padding,
+            pool_size=arguments.integers("pool_size", pool_size),
+            strides=arguments.integers("strides", strides),
+            padding=arguments.choice("padding", padding, _PADDINGS),
             data_format=data_format,
             **kwargs,
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        not isinstance(value, (bool, str))
-        and isinstance(value, (int, float))
-        or hasattr(value, "dtype")
-        and getattr(value, "ndim", 1) == 0
-    ) and math.isfinite(value)
-
-
-def _standardize_strides(strides: Any, rank: int) -> tuple[float, ...]:
-    each = (strides,) * rank if _is_number(strides) else strides
-    if (
-        isinstance(each, (str, dict))
-        or not hasattr(each, "__len__")
-        or len(each) != rank
-        or not all(_is_number(s) and s >= 1 for s in each)
-    ):
-        several = {1: "a sequence of one", 2: "a pair of them"}
-        raise ValueError(
-            "`strides` must be a number >= 1 or "
-            f"{several.get(rank, f'{rank} of them')}, for ({_AXES[rank]}). "
-            f"Received: strides={strides!r}"
-        )
-    return tuple(float(s) for s in each)
-
-
-_AXES = {1: "steps", 2: "height, width", 3: "depth, height, width"}
-
-
-def _standardize_data_format(data_format: str | None) -> str:
-    if data_format is None:
-        return keras.config.image_data_format()
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(
-            "`data_format` must be 'channels_last', 'channels_first' or None. "
-            f"Received: data_format={data_format!r}"
-        )
-    return data_format
-
-
-def _check_limits(
-    lower_name: str, lower: Any, upper_name: str, upper: Any
-) -> None:
-    for name, limit in ((lower_name, lower), (upper_name, upper)):
-        if limit is not None and not (_is_number(limit) and limit >= 1):
-            raise ValueError(
-                f"`{name}` must be a finite number >= 1, or None. "
-                f"Received: {name}={limit!r}"
-            )
-    if lower is not None and upper is not None and upper < lower:
-        raise ValueError(
-            f"`{upper_name}` must be at least `{lower_name}`. "
-            f"Received: {upper_name}={upper}, {lower_name}={lower}"
         )
 
 

@@ -7,10 +7,11 @@ would do without, but know neither what a composite layer does inside nor sizes
 that are learned.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -25,6 +26,13 @@ from diffstride.pooling import (
 )
 
 _KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
+
+# Of the axes, by their number.
+AXES = {
+    1: ("length",),
+    2: ("height", "width"),
+    3: ("depth", "height", "width"),
+}
 
 
 class Call(NamedTuple):
@@ -64,6 +72,40 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         ValueError: if the model is not built, or if it was built for inputs of
             unknown size and no shape is given.
     """
+    example = blank_example(model, input_shape)
+    calls: list[Call] = []
+    leaves = [
+        layer
+        for layer in sublayers(model)
+        if layer is not model and len(list(sublayers(layer))) == 1
+    ]
+
+    def recorded(layer: Any, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        name = path_in(model, layer)
+        calls.append(_record(layer, name, (args, kwargs), outputs))
+        return outputs
+
+    try:
+        with intercepted(leaves, recorded):
+            model(example, training=False)
+    except Exception as error:
+        learned = [
+            f"{call.name} gave {call.output_shape}"
+            for call in calls
+            if isinstance(call.layer, BaseDiffStride)
+        ]
+        if len(learned) > 1:
+            error.add_note(
+                "Branches that are joined need one shared DiffStride layer. "
+                f"Before this error: {', '.join(learned)}"
+            )
+        raise
+    return calls
+
+
+def blank_example(model: keras.Model, input_shape: Any = None) -> Any:
+    """Returns a batch of one blank example; see `profile`."""
     if not model.built:
         raise ValueError(
             f"{model.name} must be built, as its strides are weights. Call it "
@@ -71,25 +113,21 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         )
     if input_shape is None:
         input_shape = known_shape(model)
-    blank = keras.tree.map_shape_structure(
+    return keras.tree.map_shape_structure(
         lambda shape: np.zeros((1, *shape), "float32"), input_shape
     )
-    calls: list[Call] = []
-    leaves = [
-        layer
-        for layer in sublayers(model)
-        if layer is not model and len(list(sublayers(layer))) == 1
-    ]
-    for layer in leaves:
-        layer.call = functools.partial(
-            _recorded, layer, layer.call, path_in(model, layer), calls
-        )
+
+
+@contextlib.contextmanager
+def intercepted(layers: Sequence[Any], between: Callable) -> Iterator[None]:
+    """Has `between(layer, call, *inputs)` stand in for the call of layers."""
+    for layer in layers:
+        layer.call = functools.partial(between, layer, layer.call)
     try:
-        model(blank, training=False)
+        yield
     finally:
-        for layer in leaves:
+        for layer in layers:
             del layer.call
-    return calls
 
 
 def path_in(model: keras.Model, layer: keras.layers.Layer) -> str:
@@ -133,15 +171,6 @@ def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in sublayers(model) if isinstance(layer, _KINDS)]
 
 
-def stride_variables(model: keras.Model) -> list[Any]:
-    """Returns the stride variables of a model's pooling layers."""
-    return [
-        layer.stride_weights
-        for layer in pooling_layers(model)
-        if isinstance(layer, (BaseDiffStride, BaseFixedSpectralPooling))
-    ]
-
-
 def learns_strides(model: keras.Model) -> bool:
     """Whether a model has DiffStride layers that are not frozen."""
     return any(
@@ -159,18 +188,31 @@ def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
     return [_state(call) for call in first.values()]
 
 
+def stride_logs(model: keras.Model) -> dict[str, float]:
+    """Returns the stride of each pooling layer and axis, under its name."""
+    return {
+        f"stride/{path_in(model, layer)}/{axis}": float(stride)
+        for layer in pooling_layers(model)
+        for axis, stride in zip(
+            AXES[len(layer.strides)], _strides(layer), strict=True
+        )
+    }
+
+
+def _strides(layer: keras.layers.Layer) -> tuple[float, ...]:
+    weights = getattr(layer, "stride_weights", layer.strides)
+    strides = ops.convert_to_numpy(weights)
+    return tuple(np.broadcast_to(strides, (len(layer.strides),)).tolist())
+
+
 def _state(call: Call) -> PoolingState:
     layer = call.layer
     first = 1 if layer.data_format == "channels_last" else 2
     axes = slice(first, first + len(layer.strides))
-    weights = getattr(layer, "stride_weights", layer.strides)
-    strides = np.broadcast_to(
-        ops.convert_to_numpy(weights), (len(layer.strides),)
-    )
     return PoolingState(
         name=call.name,
         initial=tuple(float(s) for s in layer.strides),
-        strides=tuple(strides.tolist()),
+        strides=_strides(layer),
         input_size=call.input_shape[axes],
         output_size=call.output_shape[axes],
         learned=isinstance(layer, BaseDiffStride) and not layer.frozen,
@@ -180,19 +222,6 @@ def _state(call: Call) -> PoolingState:
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
     )
-
-
-def _recorded(
-    layer: keras.layers.Layer,
-    call: Callable,
-    name: str,
-    calls: list[Call],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    outputs = call(*args, **kwargs)
-    calls.append(_record(layer, name, (args, kwargs), outputs))
-    return outputs
 
 
 def known_shape(model: keras.Model) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 # What the layers import of this package. Where one of these imports keras it is
 # half made itself, and registering in there would import in a circle.
 _NEEDED = {
-    *("pooling", "resnet", "masks", "resampling", "numerics", "static"),
-    "internals",
+    *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
+    *("static", "internals", "optimization", "resizing"),
 }
 
 
@@ -30,6 +30,7 @@ def register_with_keras() -> None:
 def register() -> None:
     """Registers the layers, which takes keras."""
     importlib.import_module("diffstride.pooling")
+    importlib.import_module("diffstride.resizing")
     importlib.import_module("diffstride.resnet")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from diffstride import arguments
+from diffstride.internals import sublayers
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -46,11 +48,20 @@ class _Saved:
 
 def _pooling_factory(pooling_cls: Any) -> Callable | None:
     """What makes pooling layers, from an argument or from its saved form."""
-    if pooling_cls is None or callable(pooling_cls):
+    made = isinstance(pooling_cls, keras.layers.Layer)
+    if pooling_cls is None or callable(pooling_cls) and not made:
         return pooling_cls
-    if isinstance(pooling_cls, dict):  # Of version 0.1: one for all.
-        return _Saved([pooling_cls], learned=False)
-    return _Saved(list(pooling_cls))
+    # Of version 0.1: one for all.
+    old = isinstance(pooling_cls, dict)
+    saved = [pooling_cls] if old else pooling_cls
+    if (
+        not isinstance(saved, (list, tuple))
+        or not saved
+        or not all(isinstance(x, dict) and "config" in x for x in saved)
+    ):
+        expected = "None, a layer class, or a callable that makes layers"
+        raise arguments.refusal("pooling_cls", expected, pooling_cls)
+    return _Saved(saved, learned=not old)
 
 
 def _saved_pooling(layer: Any) -> list[dict] | None:
@@ -63,8 +74,49 @@ def _saved_pooling(layer: Any) -> list[dict] | None:
     ]
 
 
+class _Composite:
+    """Mixin of what makes its parts itself: a config has what became of them.
+
+    Dtype policies, as `quantize` sets them, and whether a part is trained stand
+    in the config under `changed_parts`, where they are not as made.
+    """
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
+        """Makes the layer or network of what `get_config` returned."""
+        config = dict(config)
+        changed = config.pop("changed_parts", {})
+        made = cls(**config)
+        for place, part in enumerate(_parts_of(made)):
+            for name, value in changed.get(str(place), {}).items():
+                value = keras.saving.deserialize_keras_object(value)
+                setattr(part, name, value)
+        return made
+
+    def _changed_parts(self) -> dict:
+        as_made = {
+            "dtype_policy": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": True,
+            "quantization_config": None,
+        }
+        changed = {}
+        for place, part in enumerate(_parts_of(self)):
+            for name, made in as_made.items():
+                value = getattr(part, name, None)
+                value = keras.saving.serialize_keras_object(value)
+                if value != made:
+                    changed.setdefault(str(place), {})[name] = value
+        return {"changed_parts": changed} if changed else {}
+
+
+def _parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    others = (keras.layers.InputLayer, keras.Model)
+    parts = (part for part in sublayers(layer) if part is not layer)
+    return [part for part in parts if not isinstance(part, others)]
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResidualLayer(keras.layers.Layer):
+class ResidualLayer(_Composite, keras.layers.Layer):
     """Pre-activation residual layer.
 
     Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv; or the pooling before
@@ -123,35 +175,40 @@ class ResidualLayer(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        _check_placement(pooling_placement)
-        if not project and any(s != 1 for s in _pair(strides)):
+        self.project = arguments.boolean("project", project)
+        pair = arguments.strides("strides", strides, 2)
+        if not self.project and pair != (1, 1):
             raise ValueError(
                 "`strides` must be 1 for a residual layer that does not "
                 f"project. Received: strides={strides}, project=False"
             )
-        self.filters = filters
-        self.kernel_size = kernel_size
-        self.strides = strides
+        self.filters = filters = arguments.integer("filters", filters)
+        kernel = arguments.integers("kernel_size", kernel_size)
+        self.kernel_size = arguments.plain(kernel_size)
+        self.strides = arguments.plain(strides)
         self.pooling_cls = _pooling_factory(pooling_cls)
-        self.project = project
         self.channels_first = _resolve_channels_first(channels_first)
-        self.weight_decay = weight_decay
-        self.pooling_placement = pooling_placement
+        self.weight_decay = _resolve_weight_decay(weight_decay)
+        self.pooling_placement = arguments.choice(
+            "pooling_placement", pooling_placement, PLACEMENTS
+        )
 
-        parts = _Parts(self.channels_first, weight_decay, self.dtype_policy)
+        parts = _Parts(
+            self.channels_first, self.weight_decay, self.dtype_policy
+        )
         conv_strides = _conv_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
-        self.conv_in = parts.conv(filters, kernel_size, conv_strides, "conv_in")
+        self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
         self.pooling = None
         self.conv_shortcut = None
-        if project:
+        if self.project:
             if pooling_cls is not None:
                 self.pooling = parts.pooling(self.pooling_cls, strides)
             self.conv_shortcut = parts.conv(
                 filters, 1, conv_strides, "conv_shortcut"
             )
         self.bn_out = parts.batch_norm_relu("bn_out")
-        self.conv_out = parts.conv(filters, kernel_size, 1, "conv_out")
+        self.conv_out = parts.conv(filters, kernel, 1, "conv_out")
 
     def build(self, input_shape: tuple) -> None:
         """Builds the parts, in the order of the main branch."""
@@ -186,7 +243,8 @@ class ResidualLayer(keras.layers.Layer):
         for layer in self._down:
             x = layer(x)
         x = self.bn_out(x, training=training)
-        return self.conv_out(x) + self._shortcut(inputs)
+        # The two may have been given different dtypes.
+        return keras.ops.add(self.conv_out(x), self._shortcut(inputs))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a learned stride decides."""
@@ -206,6 +264,7 @@ class ResidualLayer(keras.layers.Layer):
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
             "pooling_placement": self.pooling_placement,
+            **self._changed_parts(),
         }
 
     @property
@@ -241,7 +300,7 @@ _LAYER_ARGS = (
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResnetBlock(keras.layers.Layer):
+class ResnetBlock(_Composite, keras.layers.Layer):
     """A chain of residual layers, of which the first may project and stride.
 
     Args:
@@ -276,7 +335,7 @@ class ResnetBlock(keras.layers.Layer):
         **residual_layer_args: Any,
     ):
         layer_args = {
-            key: residual_layer_args.pop(key)
+            key: arguments.plain(residual_layer_args.pop(key))
             for key in _LAYER_ARGS
             if key in residual_layer_args
         }
@@ -285,14 +344,10 @@ class ResnetBlock(keras.layers.Layer):
                 layer_args["pooling_cls"]
             )
         super().__init__(**residual_layer_args)
-        if num_layers < 1:
-            raise ValueError(
-                f"`num_layers` must be >= 1. Received: num_layers={num_layers}"
-            )
-        self.filters = filters
-        self.strides = strides
-        self.num_layers = num_layers
-        self.project_first = project_first
+        self.filters = filters = arguments.integer("filters", filters)
+        self.strides = arguments.plain(strides)
+        self.num_layers = arguments.integer("num_layers", num_layers)
+        self.project_first = arguments.boolean("project_first", project_first)
         self.pooling_cls = layer_args.get("pooling_cls")
         self.residual_layer_args = layer_args
         layer_args = {**layer_args, "dtype": self.dtype_policy}
@@ -300,14 +355,14 @@ class ResnetBlock(keras.layers.Layer):
             ResidualLayer(
                 filters,
                 strides=strides,
-                project=project_first,
+                project=self.project_first,
                 name="layer_1",
                 **layer_args,
             )
         ]
         self.layers += [
             ResidualLayer(filters, name=f"layer_{i}", **layer_args)
-            for i in range(2, num_layers + 1)
+            for i in range(2, self.num_layers + 1)
         ]
 
     @property
@@ -343,6 +398,7 @@ class ResnetBlock(keras.layers.Layer):
             "num_layers": self.num_layers,
             "project_first": self.project_first,
             **self.residual_layer_args,
+            **self._changed_parts(),
         }
         if "pooling_cls" in config:
             config["pooling_cls"] = _saved_pooling(self)
@@ -350,7 +406,7 @@ class ResnetBlock(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Resnet(StaticSizes, keras.Sequential):
+class Resnet(_Composite, StaticSizes, keras.Sequential):
     """Pre-activation ResNet: stem, blocks, head.
 
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
@@ -365,7 +421,8 @@ class Resnet(StaticSizes, keras.Sequential):
         strides: strides of the stem, then of each block; numbers or pairs
             (height, width), or text such as `"1, 1, 2, 2, 2"`. Integers unless
             `pooling_cls` takes others.
-        num_output_classes: number of outputs.
+        num_output_classes: number of outputs; `None` for a network that ends
+            before average and dense layer and puts out the last maps.
         output_activation: activation of the dense layer, `None` for logits.
         id_only: whether the first block consists of identity layers only, and
             therefore never strides; or one boolean for each block.
@@ -390,7 +447,7 @@ class Resnet(StaticSizes, keras.Sequential):
         width)` with `channels_first`.
 
     Output shape:
-        `(batch, num_output_classes)`.
+        `(batch, num_output_classes)`; without classes that of the last maps.
 
     Raises:
         ValueError: if lengths disagree, or strides are given where they would
@@ -413,7 +470,7 @@ class Resnet(StaticSizes, keras.Sequential):
         self,
         filters: Sequence[int],
         strides: Sequence[Stride] | str,
-        num_output_classes: int = 10,
+        num_output_classes: int | None = 10,
         output_activation: str | Callable | None = None,
         id_only: bool | Sequence[bool] = False,
         channels_first: bool | None = None,
@@ -428,6 +485,13 @@ class Resnet(StaticSizes, keras.Sequential):
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
         strides = _parse_strides(strides)
+        filters = arguments.plain(filters)
+        if not isinstance(filters, (list, tuple)):
+            raise arguments.refusal("filters", "a list of integers", filters)
+        filters = [
+            arguments.integer(f"filters[{i}]", each)
+            for i, each in enumerate(filters)
+        ]
         num_blocks = len(filters) - 1
         if num_blocks < 1 or len(strides) != len(filters):
             raise ValueError(
@@ -435,31 +499,37 @@ class Resnet(StaticSizes, keras.Sequential):
                 "one for each block, at least 2. Received: "
                 f"filters={list(filters)}, strides={list(strides)}"
             )
-        if isinstance(id_only, bool):
-            id_only = [id_only] + [False] * (num_blocks - 1)
-        if len(id_only) != num_blocks:
-            raise ValueError(
-                "`id_only` must be a boolean or one for each block "
-                f"({num_blocks}). Received: id_only={list(id_only)}"
-            )
+        id_only = _resolve_id_only(id_only, num_blocks)
         for i, (stride, identity) in enumerate(
-            zip(strides[1:], id_only, strict=True), 1
+            zip(strides, [False, *id_only], strict=True)
         ):
-            if identity and any(s != 1 for s in _pair(stride)):
+            pair = arguments.strides(f"strides[{i}]", stride, 2)
+            if identity and pair != (1, 1):
                 raise ValueError(
                     f"`strides[{i}]` must be 1: that block consists of identity"
                     f" layers only (`id_only`). Received: strides={strides}"
                 )
-        self.filters = list(filters)
+        self.filters = filters
         self.strides = strides
+        if num_output_classes is not None:
+            num_output_classes = arguments.integer(
+                "num_output_classes", num_output_classes
+            )
         self.num_output_classes = num_output_classes
+        if num_output_classes is None and output_activation is not None:
+            expected = "None where there are no outputs (`num_output_classes`)"
+            raise arguments.refusal(
+                "output_activation", expected, output_activation
+            )
         self.output_activation = output_activation
-        self.id_only = list(id_only)
+        self.id_only = id_only
         self.channels_first = _resolve_channels_first(channels_first)
         self.pooling_cls = _pooling_factory(pooling_cls)
-        self.weight_decay = weight_decay
-        self.num_layers = num_layers
-        self.pooling_placement = pooling_placement
+        self.weight_decay = _resolve_weight_decay(weight_decay)
+        self.num_layers = arguments.integer("num_layers", num_layers)
+        self.pooling_placement = arguments.choice(
+            "pooling_placement", pooling_placement, PLACEMENTS
+        )
 
         for layer in self._parts():
             self.add(layer)
@@ -491,6 +561,8 @@ class Resnet(StaticSizes, keras.Sequential):
                 name=f"block_{i}",
             )
         yield parts.batch_norm_relu("bn_head")
+        if self.num_output_classes is None:
+            return
         yield keras.layers.GlobalAveragePooling2D(
             data_format=parts.data_format,
             dtype=self.dtype_policy,
@@ -510,16 +582,14 @@ class Resnet(StaticSizes, keras.Sequential):
         """Builds the graph, for batches of any size."""
         super().build((None, *input_shape[1:]))
 
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
-        """Makes the network of what `get_config` returned."""
-        return cls(**config)
-
     # Files of version 0.1 know the parts by these names.
     stem = property(lambda self: self.layers[0])
-    bn_head = property(lambda self: self.layers[-3])
-    average = property(lambda self: self.layers[-2])
-    dense = property(lambda self: self.layers[-1])
+    bn_head = property(lambda self: self._part("bn_head"))
+    average = property(lambda self: self._part("average"))
+    dense = property(lambda self: self._part("dense"))
+
+    def _part(self, name: str) -> keras.layers.Layer | None:
+        return {layer.name: layer for layer in self.layers}.get(name)
 
     @property
     def stem_pooling(self) -> keras.layers.Layer | None:
@@ -558,6 +628,7 @@ class Resnet(StaticSizes, keras.Sequential):
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
             "pooling_placement": self.pooling_placement,
+            **self._changed_parts(),
         }
 
 
@@ -658,55 +729,70 @@ class _Parts:
         )
 
     def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
-        return factory(
+        layer = factory(
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
             name="pooling",
         )
-
-
-def _check_placement(placement: str) -> None:
-    if placement not in PLACEMENTS:
-        raise ValueError(
-            f"`pooling_placement` must be one of {PLACEMENTS}. Received: "
-            f"pooling_placement={placement!r}"
-        )
+        if not isinstance(layer, keras.layers.Layer):
+            expected = "a layer class, or a callable that makes layers"
+            raise arguments.refusal("pooling_cls", expected, factory)
+        return layer
 
 
 def _pair(strides: Stride) -> tuple:
-    pair = strides if isinstance(strides, (list, tuple)) else (strides,) * 2
-    return tuple(pair)
+    plain = arguments.plain(strides)
+    return tuple(plain) if isinstance(plain, (list, tuple)) else (plain,) * 2
 
 
 def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
     if pooling_cls is not None:
         return (1, 1)
-    pair = _pair(strides)
-    if not all(isinstance(s, (int, float)) and s == int(s) for s in pair):
-        raise ValueError(
-            "`strides` must be integers where convolutions do the striding "
-            f"(`pooling_cls=None`). Received: strides={strides}"
+    pair = arguments.strides("strides", strides, 2)
+    if not all(s == int(s) for s in pair):
+        expected = (
+            "integers where convolutions do the striding (`pooling_cls=None`)"
         )
+        raise arguments.refusal("strides", expected, strides)
     return tuple(int(s) for s in pair)
 
 
 def _parse_strides(strides: Sequence[Stride] | str) -> list:
-    if not isinstance(strides, str):
-        return list(strides)
+    plain = arguments.plain(strides)
+    if isinstance(plain, (list, tuple)):
+        return [arguments.plain(s) for s in plain]
     try:
-        numbers = [float(s) for s in strides.split(",")]
+        numbers = [float(s) for s in plain.split(",")]
         if not all(map(math.isfinite, numbers)):
             raise ValueError
-    except ValueError:
-        raise ValueError(
-            "`strides` must be numbers separated by commas, such as "
-            f"'1, 1, 2, 2, 2'. Received: strides={strides!r}"
-        ) from None
+    except (ValueError, AttributeError, TypeError):
+        expected = (
+            "numbers separated by commas, such as '1, 1, 2, 2, 2', or a list"
+        )
+        raise arguments.refusal("strides", expected, strides) from None
     return [int(s) if s == int(s) else s for s in numbers]
+
+
+def _resolve_id_only(id_only: Any, num_blocks: int) -> list[bool]:
+    plain = arguments.plain(id_only)
+    if not isinstance(plain, (list, tuple)):
+        first = arguments.boolean("id_only", plain)
+        return [first] + [False] * (num_blocks - 1)
+    if len(plain) != num_blocks:
+        raise arguments.refusal(
+            "id_only", f"a boolean or one for each block ({num_blocks})", plain
+        )
+    return [arguments.boolean("id_only", each) for each in plain]
+
+
+def _resolve_weight_decay(weight_decay: Any) -> float | None:
+    if weight_decay is None:
+        return None
+    return arguments.number("weight_decay", weight_decay)
 
 
 def _resolve_channels_first(channels_first: bool | None) -> bool:
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
-    return channels_first
+    return arguments.boolean("channels_first", channels_first)

@@ -5,21 +5,41 @@ A record holds `name`, `settings` (what a sweep varied: axis -> text or number),
 `summary` (of `summary.json`, or `None`) and `epochs` (rows of `metrics.jsonl`).
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from diffstride.errors import UserError
-from diffstride.files import read_rows
+from diffstride.files import read_json, read_lines
 
+_COST = {"macs?": float, "activation_bytes?": float, "stride_cost?": float}
+_ROW = {"epoch": int, "seconds?": float, **_COST}
+_PAIRS = ("initial", "strides", "input_size", "output_size")
+_LAYER = {
+    **{"name": str, "learned": bool, **dict.fromkeys(_PAIRS, [float])},
+    **{"kind?": str, "ramp?": str, "smoothness_factor?": float},
+    "expected?": [[float]],
+}
+_SUMMARY = {
+    **{"test_accuracy": float, "seconds": float, "epochs?": float},
+    "cost?": _COST,
+    "environment?": {"devices?": [str]},
+    "pooling?": [_LAYER],
+}
+_RUN = {
+    **{"name": str, "settings": {"method?": str}, "gin_config?": str},
+    **{"bindings?": [str], "jobs?": float, "error?": str},
+}
+_RECORD = {**_RUN, "summary?": _SUMMARY, "epochs?": [_ROW]}
 _PARTS = ("run.json", "summary.json", "metrics.jsonl")
 
 
 def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
     """Packs a workdir, finished or not, into a record."""
     root = pathlib.Path(workdir)
+    remedy = "The command that made this run writes it anew; or remove it"
+    run = read_json(root / "run.json", _RUN, remedy)
     return {
         "name": root.resolve().name,
         "settings": {},
@@ -27,10 +47,22 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
         "bindings": [],
         "jobs": None,
         "error": None,
-        **(read_json(root / "run.json") or {}),
-        "summary": read_json(root / "summary.json"),
+        **(run or {}),
+        "summary": read_json(root / "summary.json", _SUMMARY, remedy),
         "epochs": read_rows(root / "metrics.jsonl"),
     }
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a `metrics.jsonl`, without a last line that was cut short."""
+    remedy = "Delete this line, which is lost, and start the same command again"
+    return read_lines(pathlib.Path(path), _ROW, remedy, may_be_cut=True)
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a `.jsonl` file of records."""
+    remedy = "Delete this line, or let the sweep write its --output anew"
+    return read_lines(path, _RECORD, remedy)
 
 
 def read_runs(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -38,14 +70,9 @@ def read_runs(paths: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     return [record for path in paths for record in _read(pathlib.Path(path))]
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """Reads a JSON file; `None` if there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     if path.is_file():
-        records = _read_lines(path)
+        records = read_records(path)
     elif _is_workdir(path):
         records = [read_run(path)]
     else:
@@ -58,14 +85,6 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
             f"file that `diffstride.sweep` wrote. Received: {path}"
         )
     return records
-
-
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        records = read_rows(path)
-    except ValueError:
-        return []
-    return records if all("settings" in each for each in records) else []
 
 
 def _is_workdir(path: pathlib.Path) -> bool:

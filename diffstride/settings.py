@@ -65,6 +65,6 @@ def bindings(settings: dict[str, Any]) -> list[str]:
 def _as_gin(value: Any) -> str:
     """A value as gin writes it; text that looks like gin is left as it is."""
     looks_like_gin = isinstance(value, str) and (
-        value == "None" or value[0] in "@%[({'\""
+        value == "None" or value.startswith(tuple("@%[({'\""))
     )
     return value if looks_like_gin else repr(value)

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from diffstride.internals import in_symbolic_scope, in_xla, sublayers
+from diffstride.optimization import warn_of_optimizer
 
 _KINDS = ("train", "test", "predict")
 
@@ -75,6 +76,9 @@ class LearnedSizes:
             return output_sizes
         if not self.cropping:
             return None
+        refuse_unknown_sizes(self.name, inputs)
+        if self.frozen:
+            return None  # XLA finds the sizes: they follow from the input's.
         if self.cached is not None:
             raise ValueError(
                 f"`static_sizes` needs inputs of known size at {self.name}. "
@@ -110,6 +114,19 @@ class LearnedSizes:
         return None
 
 
+def refuse_unknown_sizes(name: str, inputs: Any) -> None:
+    """Raises if JAX does not know an input's size, as in `model.export`."""
+    shape = tuple(inputs.shape)
+    if keras.backend.backend() == "jax" and not all(
+        isinstance(size, int) for size in shape[1:]
+    ):
+        raise NotImplementedError(
+            f"{name} was called on an input of unknown size, from which JAX "
+            "cannot tell the size of its output. Give the size in "
+            f"`keras.Input`. Received: an input of shape {shape}"
+        )
+
+
 class StaticSizes:
     """Mixin of a `keras.Model`: its steps know all sizes, on JAX by default.
 
@@ -120,6 +137,7 @@ class StaticSizes:
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that `fit` calls for each step."""
+        warn_of_optimizer(self)
         return self._make("train", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -161,10 +179,13 @@ def static_sizes(model: keras.Model, enabled: bool = True) -> keras.Model:
     Returns:
         The same model.
 
+    Inputs may differ in size from batch to batch: the step is compiled again
+    for each size that is new.
+
     Raises:
         ValueError: during `fit`, `evaluate` or `predict`, if the model was
             compiled with `steps_per_execution` other than 1 (strides may
-            change between steps), or if the size of its input is unknown.
+            change between steps).
 
     Example:
 
@@ -280,19 +301,60 @@ class _Step:
         self._model = model
         self._name = name
         self._make = make
-        self.retracer = Retracer(learned_layers(model), self._compiled)
+        self.layers = learned_layers(model)
+        # One for each size of the inputs, where Keras has TensorFlow generalise
+        # a function from the sizes that it met.
+        self.retracers: dict[Any, Retracer] = {}
 
     def __call__(self, *args: Any) -> Any:
-        strides = [
-            _value(self._model, layer, args) for layer in self.retracer.layers
-        ]
-        return self.retracer(strides, *args)
+        strides = [_value(self._model, layer, args) for layer in self.layers]
+        sizes = None
+        if keras.backend.backend() == "tensorflow":
+            args, sizes = _batch_at_hand(*args)
+        if sizes not in self.retracers:
+            self.retracers[sizes] = Retracer(self.layers, self._compiled)
+        return self.retracers[sizes](strides, *args)
+
+    @property
+    def compiled(self) -> int:
+        """Number of functions made."""
+        return sum(each.compiled for each in self.retracers.values())
 
     def _compiled(self) -> Callable:
         self._make(force=True)
         function = getattr(self._model, self._name)
         setattr(self._model, self._name, self)
         return function
+
+
+def _batch_at_hand(data: Any) -> tuple[tuple, Any]:
+    """The argument of a step on TensorFlow, and the sizes in its batch.
+
+    The step takes an iterator, which may not know the sizes of what comes next:
+    then the batch is taken from it and stands in its place.
+    """
+    if not hasattr(data, "element_spec"):
+        batch = data = list(data)  # Batches, or a generator of one.
+    else:
+        batch = data.element_spec
+    sizes = _sizes(batch)
+    if any(None in each for each in sizes):
+        data = [next(data)]
+        sizes = _sizes(data)
+    return (data,), sizes
+
+
+def _sizes(batch: Any) -> tuple:
+    """Sizes of all axes but the first of all that is in a batch."""
+    shapes = [
+        each.shape
+        for each in keras.tree.flatten(batch)
+        if hasattr(each, "shape")
+    ]
+    return tuple(
+        (None,) if getattr(shape, "rank", 0) is None else tuple(shape[1:])
+        for shape in shapes
+    )
 
 
 def learned_layers(layer: keras.Operation) -> list[LearnedSizes]:
@@ -322,6 +384,8 @@ def _make_step(
 ) -> Any:
     """Makes a function for the steps of `kind`, as `original` does."""
     name = f"{kind}_function"
+    if kind == "train":
+        warn_of_optimizer(model)
     if getattr(model, name) is None or force:
         if model.steps_per_execution != 1:
             raise ValueError(

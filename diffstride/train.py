@@ -18,12 +18,8 @@ from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, human
-from diffstride.profiling import (
-    learns_strides,
-    pooling_states,
-    profile,
-    stride_variables,
-)
+from diffstride.optimization import exclude_strides_from_weight_decay
+from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.static import static_sizes
 
@@ -118,54 +114,61 @@ def train(
             model.build((None, *datasets.image_shape))
             _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
             _compile(model, optimizer_cls, label_smoothing, jit_compile)
+        steering = _steering(
+            model, budget, smoothness_share, datasets.image_shape
+        )
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
-    config_text = config_fn() if config_fn else ""
-    backup = callbacks.Backup(root / "backup", datasets.steps_per_epoch)
-    if backup.path.exists():
-        _check_same_run(root, config_text, differing_fn)
-    files.replace_text(root / "config.gin", config_text)
-    first_epoch = backup.restore(model)
-    if first_epoch:
-        logging.info("Going on after epoch %d in %s", first_epoch, root)
-
-    recorder = callbacks.EpochRecorder(
-        root / "metrics.jsonl", datasets.image_shape, first_epoch
-    )
-    steering = _steering(model, budget, smoothness_share, datasets.image_shape)
-    if first_epoch < num_epochs:
-        model.fit(
-            datasets.epochs(first_epoch, num_epochs),
-            validation_data=datasets.test,
-            initial_epoch=first_epoch,
-            epochs=num_epochs,
-            steps_per_epoch=datasets.steps_per_epoch,
-            shuffle=False,  # The data set is shuffled.
-            verbose=1 if sys.stdout.isatty() else 2,
-            # What stops comes before what keeps.
-            callbacks=[
-                callbacks.StopOnNonFiniteLoss(),
-                *steering,
-                recorder,
-                callbacks.TensorBoard(
-                    str(root / "tensorboard"), recorder, config_text
-                ),
-                backup,
-            ],
+    with files.locked(root):
+        config_text = config_fn() if config_fn else ""
+        for name in ("backup", "tensorboard"):
+            files.make_folder(root / name, f"`{name}` of the run")
+        backup = callbacks.Backup(
+            root / "backup", datasets.steps_per_epoch, root / "model.keras"
         )
-    # Replicas have batch statistics of their own. The model that is tested is
-    # to be the one that is kept.
-    backup.restore(model)
-    files.replace_file(root / "model.keras", model.save)
-    seconds = sum(row["seconds"] for row in recorder.rows)
-    epochs = max(first_epoch, num_epochs)
-    summary = _summary(model, datasets, seconds, epochs, seed)
-    files.replace_text(
-        root / "summary.json", json.dumps(summary, indent=1) + "\n"
-    )
-    print(_format_summary(summary))
-    return summary
+        _check_same_run(root, backup, config_text, differing_fn)
+        first_epoch = backup.restore(model)
+        files.replace_text(root / "config.gin", config_text)
+        if first_epoch:
+            logging.info("Going on after epoch %d in %s", first_epoch, root)
+
+        recorder = callbacks.EpochRecorder(
+            root / "metrics.jsonl", datasets.image_shape, first_epoch
+        )
+        if first_epoch < num_epochs:
+            datasets.reading()(model.fit)(
+                datasets.epochs(first_epoch, num_epochs),
+                validation_data=datasets.test,
+                initial_epoch=first_epoch,
+                epochs=num_epochs,
+                steps_per_epoch=datasets.steps_per_epoch,
+                shuffle=False,  # The data set is shuffled.
+                verbose=1 if sys.stdout.isatty() else 2,
+                # What stops comes before what keeps.
+                callbacks=[
+                    callbacks.StopOnNonFiniteLoss(),
+                    *steering,
+                    recorder,
+                    backup,
+                    callbacks.TensorBoard(
+                        str(root / "tensorboard"), recorder, config_text
+                    ),
+                ],
+            )
+        # Replicas have batch statistics of their own. The model that is tested
+        # is to be the one that is kept.
+        backup.restore(model)
+        files.replace_file(root / "model.keras", model.save)
+        seconds = sum(row.get("seconds", 0) for row in recorder.rows)
+        epochs = max(first_epoch, num_epochs)
+        summary = _summary(model, datasets, seconds, epochs, seed)
+        files.replace_text(
+            root / "summary.json", json.dumps(summary, indent=1) + "\n"
+        )
+        print(_format_summary(summary))
+        print(f"\nmodel, summary and metrics of each epoch are in {root}")
+        return summary
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:
@@ -192,9 +195,10 @@ def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
     short = [name.removeprefix("/device:") for name in names]
     if devices is None:
         devices = [name for name in short if name.startswith("GPU:")]
+    asked = {name.removeprefix("/device:") for name in devices}
     _check(
-        set(devices) <= {*names, *short},
-        f"among those of this machine, {', '.join(short)}",
+        asked <= {*short} and len(asked) == len(devices),
+        f"among those of this machine, each once: {', '.join(short)}",
         devices=list(devices),
     )
     if len(devices) > 1:
@@ -250,7 +254,7 @@ def _compile(
     if jit_compile:
         static_sizes(model)
     optimizer = optimizer_cls()
-    optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
+    exclude_strides_from_weight_decay(optimizer, model)
     model.compile(
         optimizer,
         loss=keras.losses.CategoricalCrossentropy(
@@ -264,14 +268,26 @@ def _compile(
 
 def _check_same_run(
     root: pathlib.Path,
+    backup: callbacks.Backup,
     config_text: str,
     differing_fn: Callable[[str, str], Sequence[str]] | None,
 ) -> None:
-    """Refuses to go on with a run that had other settings."""
+    """Refuses a workdir that holds anything else than this run.
+
+    Other settings may follow those with which no epoch was completed.
+    """
     path = root / "config.gin"
+    kept = backup.exists() or (root / "summary.json").exists()
     if not path.exists():
+        if backup.path.exists() or not kept:
+            return
+        raise ConfigError(
+            f"`workdir` {root} holds a model or a summary without the "
+            "config.gin that a run leaves; choose another --workdir"
+        )
+    if not kept and (root / "metrics.jsonl").exists():
         return
-    old = path.read_text()
+    old = files.read_text(path)
     if differing_fn:
         differing = differing_fn(old, config_text)
     else:
@@ -292,7 +308,8 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     """Tests a model, and describes it and its run."""
-    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
+    with datasets.reading():
+        test = model.evaluate(datasets.test, verbose=0, return_dict=True)
     calls = profile(model, datasets.image_shape)
     return {
         "test_accuracy": test["accuracy"],

@@ -22,7 +22,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 library=(
   tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
   tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
-  tests/test_benchmark.py
+  tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py
 )
 
 run() {

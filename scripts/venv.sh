@@ -12,4 +12,13 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 [ -f "$venv/bin/activate" ] || "$python" -m venv "$venv"
 . "$venv/bin/activate"
-python -m pip install --quiet --editable ".[$1]"
+# What was installed from here, for these extras and requirements, is not
+# installed again: a second start needs no network.
+wanted="$PWD $1 $(cat setup.py pyproject.toml | cksum)"
+if [ "$(cat "$venv/installed.$1" 2>/dev/null)" != "$wanted" ]; then
+  echo "Installing DiffStride and what it needs (TensorFlow, ...) into $venv." \
+    "This takes minutes."
+  python -m pip install --editable ".[$1]" |
+    sed -un -e 's/^Collecting \([^ ]*\).*/  \1/p' -e '/^Installing/p'
+  echo "$wanted" > "$venv/installed.$1"
+fi

@@ -280,3 +280,40 @@ def test_the_term_is_not_saved(tmp_path):
     assert term(add_stride_cost(loaded, 1.0)) == pytest.approx(1 / 4)
     assert keras.models.clone_model(model).losses == []
     assert freeze(model).losses == []
+
+
+def test_stride_cost_of_a_model():
+    model = chain(
+        DiffStride(2.0),
+        keras.layers.Conv2D(2, 3, activation="relu"),
+        DiffStride(2.0, shared_stride=True),
+        FixedSpectralPooling(2.0),
+    )
+    assert float(stride_cost(model)) == pytest.approx(1 / 4 + 1 / 16)
+    unknown = keras.Sequential([keras.Input((None, None, 1)), DiffStride(2.0)])
+    with pytest.raises(ValueError, match="`input_shape` must be given"):
+        stride_cost(unknown)
+    cost = stride_cost(unknown, input_shape=(16, 16, 1))
+    assert float(cost) == pytest.approx(1 / 4)
+    assert float(stride_cost(freeze(unknown), input_shape=(16, 16, 1))) == 0
+
+
+@pytest.mark.parametrize(
+    "strides",
+    [
+        2.0,
+        None,
+        "2, 2",
+        [2.0, 2.0],
+        np.ones(2),
+        {"a": [2.0]},
+        [[[2.0, 2.0]]],
+        [None],
+        DiffStride(2.0),
+        [DiffStride(2.0)],
+    ],
+    ids=str,
+)
+def test_what_stride_cost_refuses(strides):
+    with pytest.raises(ValueError, match="`strides` must be a model, or"):
+        stride_cost(strides)

@@ -1,3 +1,5 @@
+import os
+
 import gin
 import pytest
 
@@ -7,7 +9,6 @@ from diffstride.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def clean():
-    gin.clear_config()
     yield
     gin.clear_config()
 
@@ -69,7 +70,6 @@ def test_every_shipped_config_parses():
         "fashion_mnist.gin",
     ]
     for name in names:
-        gin.clear_config()
         config.load([name], [])
 
 
@@ -163,23 +163,192 @@ def file_with(tmp_path, *lines):
             "`pooling.DiffStride.dtype` must be str | None. Received: 3",
         ),
         ("train.num_epochs = ", "Unable to parse value"),
-        ("include 'nowhere.gin'", "Unable to open file: nowhere.gin"),
+        ("include 'nowhere.gin'", "Config file 'nowhere.gin' not found"),
+        ("include 'base.gin", "line"),
+        # Values that Python takes for numbers, and nobody can train with.
+        ("data.load_datasets.mixup_alpha = 1e400", "must be finite"),
+        ("keras.optimizers.SGD.momentum = -1e999", "must be finite"),
+        ("resnet.Resnet.strides = [1, 1e400]", "must be finite"),
+        ("keras.optimizers.Adam.clipnorm = 1e309", "must be finite"),
+        ("train.label_smoothing = nan", "nan is no value. A number is finite"),
+        ("train.seed = inf", "inf is no value"),
+        ("train.model_cls = resnet18", "resnet18 is no value"),
+        ("train.num_epochs = 9223372036854775808", "integer of 64 bits"),
+        (
+            "data.load_datasets.image_size = (8, -1{})".format("0" * 30),
+            "64 bits",
+        ),
+        # Booleans are integers in Python.
+        ("resnet.Resnet.filters = [True, 4]", "must be Sequence[int]. Rec"),
+        (
+            "data.load_datasets.image_size = False",
+            "must be int | Sequence[int]",
+        ),
+        ("data.load_datasets.std = [True]", "must be Sequence[float] | None."),
+        ("pooling.DiffStride.cropping = 'no'", "must be bool. Received: 'no'"),
+        (
+            "keras.optimizers.Adam.amsgrad = 'no'",
+            "must be bool. Received: 'no'",
+        ),
+        ("keras.optimizers.Lion.use_ema = 2", "must be bool. Received: 2"),
+        # References to what does not do.
+        (
+            "train.optimizer_cls = @resnet.Resnet",
+            "must be Callable[[], Optimizer]. Received: @resnet.Resnet",
+        ),
+        ("train.optimizer_cls = @keras.optimizers.SGD()", "must be Callable[["),
+        (
+            "train.model_cls = @pooling.DiffStride",
+            "must be Callable[..., Model",
+        ),
+        (
+            "train.load_data_fn = @resnet.resnet18",
+            "must be Callable[..., Datas",
+        ),
+        ("train.num_epochs = @resnet.resnet18", "must be int. Received: @res"),
+        (
+            "resnet.Resnet.pooling_cls = @keras.optimizers.SGD",
+            "must be Callabl",
+        ),
+        ("resnet.Resnet.pooling_cls = {}", "must be Callable[..., Layer] | N"),
+        ("resnet.Resnet.pooling_cls = [{'module': 'os'}]", "must be Callable["),
+        (
+            "keras.optimizers.SGD.learning_rate = @keras.optimizers.Adam()",
+            "must be float | LearningRateSchedule. Received: @keras.optimizers",
+        ),
+        (
+            "keras.optimizers.SGD.learning_rate = "
+            "@keras.optimizers.schedules.CosineDecay",
+            "must be float | LearningRateSchedule. Received: @keras.optimizers",
+        ),
+        # What refers to itself.
+        ("A = %A", "`A` refers to itself: %A -> %A"),
+        ("A = [1, (2, {'a': %A})]", "`A` refers to itself: %A -> %A"),
+        (
+            "keras.optimizers.SGD.learning_rate = @keras.optimizers.SGD()",
+            "refers to itself: @keras.optimizers.SGD() -> @keras.optimizers",
+        ),
+        ("resnet.Resnet.pooling_cls = @resnet.Resnet", "refers to itself: @"),
+        ("train.load_data_fn = @x/train.train", "refers to itself: @x/train"),
+        # What runs programs.
+        ("import os", "Remove `import os`, or pass --allow_imports"),
+        ("from os import path", "can run any program. Remove `from os import"),
+        ("from os import path as p", "pass --allow_imports if you trust it"),
+        ("import os.path as p", "pass --allow_imports if you trust it"),
+        ("from __gin__ import dynamic_registration", "can run any program"),
+        # Macros that were meant to be settings.
+        ("num_epochs = 1", "nothing uses it. Did you mean train.num_epochs?"),
+        ("x/label_smoothing = 0.1", "Did you mean train.label_smoothing?"),
+        ("smoothness_factor = 1", "Did you mean pooling.DiffStride.smoothnes"),
+        (
+            "filters = [4, 4]",
+            "Did you mean resnet.Resnet.filters or resnet.res",
+        ),
+        (
+            "decay_steps = 3",
+            "mean keras.optimizers.schedules.CosineDecay.decay",
+        ),
+        ("data_dir = 'data'", "Did you mean data.load_datasets.data_dir?"),
     ],
 )
 def test_errors_are_one_line_that_names_file_and_parameter(
     line, message, tmp_path
 ):
     for in_file in (True, False):
-        gin.clear_config()
         files = [file_with(tmp_path, line)] if in_file else []
         with pytest.raises(ConfigError) as caught:
             config.load(files, [] if in_file else [line])
         text = str(caught.value)
         assert message in text
         assert "\n" not in text and len(text) < 600
-        if "include" not in line:
+        if "nowhere" not in line:
             assert ("mine.gin" if in_file else "--gin_bindings") in text
             assert "line" in text
+
+
+@pytest.mark.parametrize(
+    "bindings",
+    [
+        ["A = %B", "B = %C", "C = %A"],
+        ["A = @a/macro()", "a/macro.value = %A"],
+        ["A = @resnet.Resnet", "resnet.Resnet.pooling_cls = %A"],
+        [
+            "keras.optimizers.SGD.learning_rate = @schedules.CosineDecay()",
+            "schedules.CosineDecay.decay_steps = @keras.optimizers.SGD()",
+        ],
+        ["A = {'a': @b/gin.singleton()}", "b/gin.singleton.constructor = %A"],
+    ],
+)
+def test_circles_of_several_bindings(bindings):
+    with pytest.raises(ConfigError, match="refers to itself: [@%].* -> "):
+        config.load([], [*bindings, "train.num_epochs = 1"])
+
+
+def test_files_that_include_themselves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, included in (("a", "b"), ("b", "./c"), ("c", "a"), ("d", "a")):
+        (tmp_path / f"{name}.gin").write_text(f"\ninclude '{included}.gin'\n")
+    for name in "abcd":
+        with pytest.raises(ConfigError, match="line 2: [abc].gin includes it"):
+            config.load([f"{name}.gin"], [])
+    # The same file on two ways is no circle.
+    (tmp_path / "e.gin").write_text("include 'base.gin'\n")
+    (tmp_path / "f.gin").write_text("include 'base.gin'\ninclude 'e.gin'")
+    config.load(["f.gin"], [])
+
+
+def test_a_home_folder_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.gin").write_text("include '~/b.gin'\n")
+    (tmp_path / "b.gin").write_text("train.num_epochs = 7\n")
+    config.load(["~/a.gin"], [])
+    assert gin.query_parameter("train.num_epochs") == 7
+
+
+def test_imports_when_they_are_allowed():
+    dynamic = [
+        "from __gin__ import dynamic_registration",
+        "import os",
+        "from diffstride import train",
+        "train.train.workdir = @os.getcwd()",
+    ]
+    config.load([], ["import os"], True)
+    config.load([], dynamic, allow_imports=True)
+    assert config.workdir() == os.getcwd()
+    with pytest.raises(ConfigError, match="No module named 'nowhere'"):
+        config.load([], ["import nowhere"], allow_imports=True)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["a\0b", "a" * 5000, "~nobody-here/x.gin", "", ".", "configs", "\n", "//"],
+)
+def test_paths_that_are_no_files(file):
+    for files, bindings in (([file], []), ([], [f"include {file!r}"])):
+        with pytest.raises(ConfigError, match="Config file '.* not fou|'aaa"):
+            config.load(files, bindings)
+
+
+def test_files_that_are_no_text(tmp_path):
+    path = tmp_path / "a.gin"
+    for content in (b"\xff\xfe", b"a = '\xe9'\n", bytes(range(256))):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="a.gin"):
+            config.load([str(path)], [])
+
+
+def test_each_load_starts_afresh():
+    config.load([], ["train.num_epochs = 3"], defaults={"train.workdir": "a"})
+    assert config.workdir() == "a"
+    config.load([], ["train.seed = 3"], defaults={"train.workdir": "b"})
+    assert config.workdir() == "b"
+    with pytest.raises(ValueError, match="num_epochs"):
+        gin.query_parameter("train.num_epochs")
+    config.load([], ["train.workdir = 'c'"], defaults={"train.workdir": "b"})
+    assert config.workdir() == "c"
+    with pytest.raises(ConfigError):
+        config.load([], ["train.nope = 3"])
+    config.load([], [])
 
 
 def test_wrong_type_through_a_macro():
@@ -215,13 +384,25 @@ def test_bindings_that_nothing_uses_are_told():
         "resnet.resnet18.strides = '1, 1, 3, 2, 3'",
         "resnet.Resnet.weight_decay = 0.1",
         "pooling.DiffStride.smoothness_factor = 1.0",
+        "foo/resnet.Resnet.weight_decay = 0.2",
+        "EPOCHS = 3",
+        "train.num_epochs = %EPOCHS",
+        "USED = 2",
+        "resnet.Resnet.num_layers = %USED",
+        "a/NOT_USED = 2",
+        "bar/resnet.Resnet.id_only = True",
     ]
     config.load([], bindings)
-    gin.get_configurable("resnet.Resnet")([4, 8], [1, 2])
+    with gin.config_scope("bar/inner"):
+        gin.get_configurable("resnet.Resnet")([4, 8], [1, 1])
     unused = config.unused(bindings, config.operative())
     assert [text.partition(" ")[0] for text in unused] == [
         "`resnet.resnet18.strides`",
         "`pooling.DiffStride.smoothness_factor`",
+        "`foo/resnet.Resnet.weight_decay`",
+        "`EPOCHS`",
+        "`train.num_epochs`",
+        "`a/NOT_USED`",
     ]
 
 

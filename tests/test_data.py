@@ -1,6 +1,11 @@
 import collections
+import functools
+import json
+import shutil
+import struct
 import time
 import urllib.error
+import zlib
 
 import keras
 import numpy as np
@@ -8,7 +13,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from diffstride import data
+from diffstride import data, train
+from diffstride.data import sources
 from diffstride.errors import DataError
 
 
@@ -69,7 +75,11 @@ def test_an_epoch_is_a_full_shuffle_of_the_data(data_dir):
 
 
 def test_order_depends_on_seed_and_epoch_alone(data_dir):
-    kwargs = dict(augment_fn=data.pad_crop_flip, mixup_alpha=0.3)
+    kwargs = dict(
+        augment_fn=data.pad_crop_flip,
+        mixup_alpha=0.3,
+        train_split="train[:25%]",
+    )
     one = load(data_dir, seed=1, **kwargs)
     tf.random.set_seed(99)
     again = load(data_dir, seed=1, **kwargs)
@@ -227,7 +237,7 @@ def test_cifar10_with_mixup_has_195_steps(mocked):
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
-def test_mixup_alpha_is_used(alpha, data_dir):
+def test_mixup_weights_are_of_their_beta_distribution(alpha):
     weights = data.mixup_weights(20_000, alpha, tf.constant([1, 2])).numpy()
     assert weights.min() >= 0 and weights.max() <= 1
     np.testing.assert_allclose(weights.mean(), 0.5, atol=0.02)
@@ -235,6 +245,11 @@ def test_mixup_alpha_is_used(alpha, data_dir):
     np.testing.assert_allclose(
         weights.var(), 1 / (4 * (2 * alpha + 1)), rtol=0.06
     )
+
+
+@pytest.mark.parametrize("alpha", [0.2, 4.0])
+def test_mixup_alpha_is_used(alpha, data_dir):
+    weights = data.mixup_weights(20_000, alpha, tf.constant([1, 2])).numpy()
     loaded = load(data_dir, mixup_alpha=alpha)
     labels = np.concatenate([arrays(loaded.epoch(e))[1] for e in range(4)])
     larger = labels.max(-1)
@@ -328,5 +343,371 @@ def test_errors(kwargs, message, data_dir):
 
 def test_a_data_set_without_test_split_says_what_to_set(mocked):
     mocked("cats_vs_dogs", train=24)
-    with pytest.raises(DataError, match="has no test split; set `train_split`"):
+    with pytest.raises(
+        DataError, match="has no test split with labels.*set `train_split`"
+    ):
         data.load_datasets("cats_vs_dogs", batch_size=2, image_size=8)
+
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A TFDS folder that holds `tiny`, grey, in two files a split."""
+    root = tmp_path_factory.mktemp("kept")
+
+    def examples(count):
+        for i in range(count):
+            image = np.full((8, 8, 1), i, "uint8")
+            yield i, {"image": image, "label": i % CLASSES}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(8, 8, 1)),
+                "label": tfds.features.ClassLabel(num_classes=CLASSES),
+            }
+        ),
+        split_datasets={
+            "train": examples(24),
+            "test": examples(24),
+            "validation": examples(6),
+        },
+        data_dir=root,
+        disable_shuffling=True,
+        download_config=tfds.download.DownloadConfig(num_shards=2),
+    )
+    return root
+
+
+@pytest.fixture
+def tiny(kept, tmp_path, monkeypatch):
+    """The folder of a `tiny` of one's own; few labels are looked at."""
+    monkeypatch.setattr(sources, "_LOOKED_AT_LABELS", 4)
+    return shutil.copytree(kept, tmp_path / "kept") / "tiny" / "1.0.0"
+
+
+def load_tiny(tiny, **kwargs):
+    kwargs = {"mean": [0.5], "std": [0.25], "batch_size": 4, **kwargs}
+    return data.load_datasets("tiny", data_dir=tiny.parent.parent, **kwargs)
+
+
+def rewrite(path, first=0, label=None, image=None):
+    """Changes the examples of a file, from the `first` on."""
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for i, record in enumerate(records):
+            example = tf.train.Example.FromString(record)
+            feature = example.features.feature
+            if i >= first and label is not None:
+                feature["label"].int64_list.value[:] = [label]
+            if i >= first and image is not None:
+                feature["image"].bytes_list.value[:] = [image]
+            writer.write(example.SerializeToString())
+
+
+def relabel(tiny, split, label, first=0):
+    for path in files(tiny, split):
+        rewrite(path, first, label)
+
+
+def files(tiny, split="train"):
+    return sorted(tiny.glob(f"tiny-{split}.tfrecord*"))
+
+
+def change_features(tiny, **changes):
+    path = tiny / "features.json"
+    content = json.loads(path.read_text())
+    content["featuresDict"]["features"]["image"]["image"].update(changes)
+    path.write_text(json.dumps(content))
+
+
+def use(tiny, split):
+    """Decodes the examples of a split."""
+    source = sources.Source("tiny", str(tiny.parent.parent), None, "resize")
+    with source.reading(split):
+        for _ in source.examples("train_split", split).map(source.decode):
+            pass
+
+
+@pytest.mark.parametrize(
+    "test_label, validation_label, split, expected",
+    [
+        (-1, 3, None, "validation"),  # As imagenet2012.
+        (CLASSES, 3, None, "validation"),
+        (3, -1, None, "test"),
+        (-1, -1, None, "has no test split with labels"),
+        (-1, 3, "test", "`test_split` must have labels from 0 to 9.*test"),
+        (-1, 3, "test[:50%]", "`test_split` must have labels.* with -1"),
+        (3, -1, "validation+test", "`test_split` must have labels"),
+        (
+            2**40,
+            3,
+            "test",
+            "`test_split` must have labels.* with 1099511627776",
+        ),
+    ],
+)
+def test_what_is_tested_on_has_labels(
+    test_label, validation_label, split, expected, tiny
+):
+    relabel(tiny, "test", test_label)
+    relabel(tiny, "validation", validation_label)
+    if expected not in ("test", "validation"):
+        with pytest.raises(DataError, match=expected):
+            load_tiny(tiny, test_split=split)
+        return
+    labels = arrays(load_tiny(tiny, test_split=split).test)[1]
+    assert len(labels) == {"test": 24, "validation": 6}[expected]
+    np.testing.assert_array_equal(labels, np.eye(CLASSES)[[3] * len(labels)])
+
+
+@pytest.mark.parametrize(
+    "split, label, mixup_alpha",
+    [
+        ("train", -1, 0.0),
+        ("train", CLASSES, 0.2),
+        ("test", -7, 0.0),
+        ("test", 2**33, 0.2),
+    ],
+)
+def test_a_wrong_label_is_refused_wherever_it_is(
+    split, label, mixup_alpha, tiny
+):
+    path = files(tiny, split)[1]
+    rewrite(path, 11, label)
+    datasets = load_tiny(tiny, mixup_alpha=mixup_alpha)
+    # As in a run that is taken up again.
+    batches = datasets.epochs(5, 6) if split == "train" else datasets.test
+    with pytest.raises(DataError, match=f"Received:.*{label}.*in {path}"):
+        with datasets.reading():
+            list(batches)
+
+
+def test_training_split_without_labels_is_refused(tiny):
+    relabel(tiny, "train", -1)
+    with pytest.raises(DataError, match="`train_split` must have labels"):
+        load_tiny(tiny)
+
+
+@pytest.mark.parametrize(
+    "dtype, low, high",
+    [
+        ("uint8", 0, 255),
+        ("uint16", 0, 65535),
+        ("uint32", 0, 2**32 - 1),
+        ("int8", -128, 127),
+        ("int16", -32768, 32767),
+        ("int32", -(2**31), 2**31 - 1),
+        ("bool", False, True),
+        ("float16", 0, 1),
+        ("float32", 0, 1),
+        ("float64", 0, 1),
+    ],
+)
+def test_pixels_are_scaled_by_the_range_of_their_dtype(dtype, low, high):
+    middle = low / 2 + high / 2
+    image = tf.constant(np.array([low, middle, high]).astype(dtype)[None, None])
+    scaled = sources._as_bytes(image).numpy().ravel()
+    assert scaled.dtype == np.float32
+    expected = [0.0, 255.0 if dtype == "bool" else 127.5, 255.0]
+    # Middles of integers are halves, which are cut.
+    tolerance = 0.5 if dtype in ("uint8", "int8") else 0.01
+    np.testing.assert_allclose(scaled, expected, atol=tolerance)
+
+
+def test_bytes_are_not_changed_by_scaling():
+    image = np.arange(256, dtype="uint8").reshape(16, 16, 1)
+    np.testing.assert_array_equal(sources._as_bytes(tf.constant(image)), image)
+
+
+@pytest.mark.parametrize("dtype, grey", [("uint16", 32768), ("float32", 0.5)])
+def test_half_grey_is_half_grey(dtype, grey, tiny):
+    change_features(tiny, dtype=dtype, encodingFormat="png")
+    feature = tfds.features.Image(shape=(8, 8, 1), dtype=np.dtype(dtype))
+    image = feature.encode_example(np.full((8, 8, 1), grey, dtype))
+    for path in tiny.glob("*tfrecord*"):
+        rewrite(path, image=image)
+    for batch, _ in load_tiny(tiny).test:
+        np.testing.assert_allclose(batch, 0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1.01, np.nan])
+def test_float_images_out_of_range_are_refused(value, tiny):
+    change_features(tiny, dtype="float32")
+    feature = tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)
+    image = np.full((8, 8, 1), 0.5, "float32")
+    image[3, 4] = value
+    rewrite(files(tiny, "test")[0], image=feature.encode_example(image))
+    with pytest.raises(DataError, match="Float images must be from 0 to 1"):
+        use(tiny, "test")
+
+
+def cut(path, fraction):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def cut_between_examples(path):
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:-3]:
+            writer.write(record)
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def png(height, width):
+    """A PNG file that promises a size, and holds nothing."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def larger(path):
+    feature = tfds.features.Image(shape=(9, 8, 1))
+    image = feature.encode_example(np.zeros((9, 8, 1), "uint8"))
+    rewrite(path, 3, image=image)
+
+
+DAMAGE = {
+    "truncated": lambda path: cut(path, 0.7),
+    "cut to nothing": lambda path: cut(path, 0),
+    "deleted": lambda path: path.unlink(),
+    "flipped byte": lambda path: flip(path, 200),
+    "flipped length": lambda path: flip(path, 0),
+    "flipped checksum": lambda path: flip(path, -1),
+    "text": lambda path: path.write_text("no records " * 99),
+    "a folder": make_folder,
+    "examples missing": cut_between_examples,
+    "twice as long": lambda path: path.write_bytes(path.read_bytes() * 2),
+    "no image": lambda path: rewrite(path, 5, image=b"GIF89a, nearly"),
+    "too large an image": lambda path: rewrite(
+        path, 5, image=png(2**20, 2**20)
+    ),
+    "cut image": lambda path: rewrite(path, 5, image=png(8, 8)),
+    "image of another size": larger,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_the_damaged_file_is_named(kind, tiny):
+    split = "test" if len(kind) % 2 else "train"
+    path = files(tiny, split)[1]
+    DAMAGE[kind](path)
+    with pytest.raises(DataError) as caught:
+        use(tiny, split)
+    message = str(caught.value)
+    assert message.startswith("'tiny' cannot be used: ")
+    assert f"in {path}. If it is damaged, remove {tiny}" in message
+    assert "{" not in message and "node" not in message, message
+
+
+def test_damage_is_told_where_data_are_measured(tiny):
+    DAMAGE["cut image"](files(tiny)[0])
+    with pytest.raises(DataError, match="'tiny' cannot be used: .*-00000-of"):
+        load_tiny(tiny, mean=None)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dtype": "int32"}, "cannot be used, or is damaged.*int32"),
+        ({"dtype": "junk"}, "cannot be used, or is damaged.*junk"),
+        ({"dtype": "float32"}, "Float images must be|cannot be used"),
+        (
+            {"encodingFormat": "tiff"},
+            "cannot be used, or is damaged.*encoding_format",
+        ),
+        (
+            {"shape": {"dimensions": ["8", "9", "1"]}},
+            "[Ss]hape.*in .*-00000-of",
+        ),
+        (
+            {"shape": {"dimensions": ["8", "8", "2"]}},
+            "`channels` must be 0, 1, 3 or 4 but got 2, in",
+        ),
+    ],
+)
+def test_features_that_do_not_fit_are_one_line(changes, message, tiny):
+    change_features(tiny, **changes)
+    with pytest.raises(DataError, match=message):
+        use(tiny, "train")
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path):
+    folder = tmp_path / "digits" / "1.0.0"
+    folder.mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{folder} is damaged; remove it"):
+        load(tmp_path)
+
+
+def flat_model(num_output_classes):
+    flat = keras.layers.Flatten()
+    return keras.Sequential([flat, keras.layers.Dense(num_output_classes)])
+
+
+def train_on(tiny, workdir, model_cls=flat_model, **kwargs):
+    return train.train(
+        functools.partial(load_tiny, tiny, **kwargs),
+        model_cls,
+        num_epochs=1,
+        workdir=workdir,
+        deterministic=False,
+    )
+
+
+def test_training_on_damaged_data_ends_in_one_line(tiny, tmp_path):
+    damaged, deleted = files(tiny, "train")[1], files(tiny, "test")[1]
+    whole = damaged.read_bytes()
+    DAMAGE["too large an image"](damaged)
+    with pytest.raises(DataError, match=f"cannot be used: .* in {damaged}"):
+        train_on(tiny, tmp_path / "run")
+    damaged.write_bytes(whole)
+    train_on(tiny, tmp_path / "run")
+    deleted.unlink()  # The run is complete, and is only tested again.
+    with pytest.raises(DataError, match=f"cannot be used: .* in {deleted}"):
+        train_on(tiny, tmp_path / "run")
+
+
+def test_faults_of_augmentation_are_told_apart(tiny, tmp_path):
+    def fail(image, seed):
+        tf.debugging.Assert(tf.reduce_max(image) < 20, ["too light"])
+        return image
+
+    with pytest.raises(DataError, match="too light.*Files are whole") as caught:
+        train_on(tiny, tmp_path / "run", augment_fn=fail)
+    assert "stack traces" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="TensorFlow's errors"
+)
+def test_errors_of_the_model_are_not_called_errors_of_the_data(tiny, tmp_path):
+    class Refuse(keras.layers.Layer):
+        def call(self, x):
+            tf.debugging.assert_less(tf.reduce_max(x), -99.0)
+            return x
+
+    def model_cls(num_output_classes):
+        return keras.Sequential([Refuse(), flat_model(num_output_classes)])
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        train_on(tiny, tmp_path / "run", model_cls)

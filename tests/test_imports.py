@@ -19,23 +19,29 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "errors formatting internals numerics environment settings registration",
-    "files masks static datasets",
+    "arguments errors formatting internals numerics environment settings "
+    "registration",
+    "files startup masks optimization datasets",
+    "static",
     "runs resampling data",
     "pooling",
-    "profiling resnet surgery",
-    "budget",
+    "profiling resizing resnet schedule surgery",
+    "budget diagnostics logger",
     "cost",
+    "compute hardening",
     "callbacks",
     "train",
     "config",
     "main",
 )
 TOOLS = ("sweep", "report")
-LIGHT = set("errors formatting settings files runs registration sweep".split())
+LIGHT = set(
+    "errors formatting settings files runs registration startup sweep".split()
+)
 LIBRARY = set(
-    "internals numerics masks static resampling pooling profiling resnet "
-    "surgery budget cost formatting".split()
+    "arguments internals numerics masks optimization static resampling pooling "
+    "profiling resizing resnet schedule surgery budget diagnostics logger cost "
+    "compute hardening formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
@@ -171,7 +177,7 @@ def test_no_modules_import_each_other():
 
 def test_registration_knows_what_the_layers_import():
     """Where one of these imports keras, registering would go in a circle."""
-    reached, new = set(), {"pooling", "resnet"}
+    reached, new = set(), {"pooling", "resizing", "resnet"}
     while new:
         reached |= new
         found = {each.room for each in IMPORTS if each.module in new}

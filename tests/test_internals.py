@@ -108,11 +108,73 @@ def test_xla_context(inside):
     )
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_use_weight_decay(used):
+    message = GONE.format(
+        name="`keras.Optimizer._use_weight_decay`, or "
+        "`_exclude_from_weight_decay` or `_exclude_from_weight_decay_pattern`",
+        library="Keras",
+        function="uses_weight_decay` and `exclude_from_weight_decay",
+        purpose="tell whether strides are decayed, and to exclude them without "
+        "forgetting what was excluded before",
+        substitute="Look in keras/src/optimizers/base_optimizer.py for what "
+        "the method `exclude_from_weight_decay` keeps. Without a substitute "
+        "call that method alone, and warn of any optimizer with decay.",
+    )
+    from diffstride.internals import (
+        exclude_from_weight_decay,
+        uses_weight_decay,
+    )
+
+    first, second, third = (keras.Variable([1.0], name=n) for n in "abc")
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1 * used)
+    optimizer.exclude_from_weight_decay(var_list=[first], var_names=["b"])
+    try:
+        exclude_from_weight_decay(optimizer, keras.Variable([1.0]))
+        found = [
+            uses_weight_decay(optimizer, v) for v in (first, second, third)
+        ]
+    except AttributeError as error:
+        pytest.fail(f"{message} ({error})")
+    assert found == [False, False, used], message
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="a later Keras"
+)
+def test_optimizer_map():
+    message = GONE.format(
+        name="`keras.optimizers.MultiOptimizer._optimizer_map`, or "
+        "`LossScaleOptimizer.inner_optimizer`",
+        library="Keras",
+        function="optimizer_of",
+        purpose="find what updates a variable",
+        substitute="Look in keras/src/optimizers/multi_optimizer.py for what "
+        "`build` asks for the optimizer of a variable.",
+    )
+    from diffstride.internals import optimizer_of
+
+    adam, sgd = keras.optimizers.Adam(), keras.optimizers.SGD()
+    choice = keras.optimizers.OptimizerMap(adam, {"b": sgd})
+    for optimizer in (
+        keras.optimizers.MultiOptimizer(choice),
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.MultiOptimizer(choice)
+        ),
+    ):
+        found = [
+            optimizer_of(optimizer, keras.Variable([1.0], name=name))
+            for name in "ab"
+        ]
+        assert found[0] is adam and found[1] is sgd, message
+
+
 PRIVATE = re.compile(
     r"keras\.src|tensorflow\.python|jax\._src|torch\._C\b"
     r"|(?<!self)(?<!cls)(?<!super\(\))"
     r"\._(?:flatten_layers|layers|get_control_flow_context|trainable_variables"
-    r"|non_trainable_variables|metrics|losses|tracker|saved_model|call_has)\w*"
+    r"|non_trainable_variables|metrics|losses|tracker|saved_model|call_has|use_weight_decay|optimizer_map"
+    r"|exclude_from_weight_decay)\w*"
 )
 
 

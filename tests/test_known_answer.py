@@ -52,7 +52,8 @@ def test_a_run_is_a_record():
 def test_runs_of_other_length_are_not_mixed(tmp_path):
     path = tmp_path / "runs.jsonl"
     name = "method-outer_strides-1.2_lambda-0.1_seed-0"
-    record = {"name": name, "summary": {"epochs": 40}}
+    summary = {"test_accuracy": 0.9, "seconds": 1.0, "epochs": 40}
+    record = {"name": name, "settings": {}, "summary": summary}
     path.write_text(json.dumps(record) + "\n")
     with pytest.raises(
         UserError, match=f"{name} with 40 epochs, not 1; choose"

@@ -527,90 +527,37 @@ def test_fixed_pooling_refuses_weights_of_other_strides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cls, kwargs, message",
+    "kwargs, message",
     [
         (
-            cls,
-            {"strides": strides},
-            r"`strides` must be a number >= 1 or a pair",
-        )
-        for cls in (DiffStride, FixedSpectralPooling)
-        for strides in (
-            0.5,
-            (2, 0.5),
-            (0.5, 2),
-            (2, 2, 2),
-            (2,),
-            "2",
-            None,
-            (1, float("nan")),
-            float("inf"),
-            (True, 2),
-        )
-    ]
-    + [
-        (cls, {"norm": "unitary"}, "`norm` must be one of")
-        for cls in (DiffStride, FixedSpectralPooling)
-    ]
-    + [
-        (cls, {"data_format": "NHWC"}, "`data_format` must be")
-        for cls in (DiffStride, FixedSpectralPooling)
-    ]
-    + [
+            {"strides": (2, 2, 2)},
+            r"`strides` must be a number >= 1 or a pair of them, for \(height",
+        ),
         (
-            DiffStride,
-            {"smoothness_factor": value},
-            "`smoothness_factor` must be a finite number >= 0",
-        )
-        for value in (-1.0, float("nan"), float("inf"), "4", None)
-    ]
-    + [
-        (DiffStride, {"ramp": value}, "`ramp` must be one of")
-        for value in ("Inner", "straight-through", None, 1)
-    ]
-    + [
-        (
-            DiffStride,
-            {"stride_lr_multiplier": value},
-            "`stride_lr_multiplier` must be a finite number >= 0",
-        )
-        for value in (-0.1, float("nan"), float("inf"), "1", None, True)
-    ]
-    + [
-        (
-            DiffStride,
             {"strides": (2, 3), "shared_stride": True},
             "`strides` must be equal for all axes",
         ),
         (
-            DiffStride,
-            {"lower_limit_stride": 0.5},
-            "`lower_limit_stride` must be a finite number >= 1",
+            {"smoothness_factor": -1.0},
+            "`smoothness_factor` must be a finite number >= 0 .* bins",
         ),
         (
-            DiffStride,
-            {"upper_limit_stride": float("inf")},
-            "`upper_limit_stride` must be a finite number >= 1",
+            {"upper_limit_stride": 0.5},
+            "`upper_limit_stride` must be a finite number >= 1, or None",
         ),
         (
-            DiffStride,
             {"lower_limit_stride": 3, "upper_limit_stride": 2},
             "`upper_limit_stride` must be at least `lower_limit_stride`",
         ),
-        (
-            StrideConstraint,
-            {"lower_limit": 0.0},
-            "`lower_limit` must be a finite number >= 1",
-        ),
+        ({"ramp": "Inner"}, "`ramp` must be one of .*'straight_through'"),
+        ({"norm": "unitary"}, "`norm` must be one of .*'backward'"),
     ],
 )
-def test_errors_name_argument_value_and_remedy(cls, kwargs, message):
+def test_errors_name_argument_value_and_remedy(kwargs, message):
     with pytest.raises(ValueError, match=message) as caught:
-        cls(**kwargs)
-    assert "Received" in str(caught.value)
-    for value in kwargs.values():
-        if not isinstance(value, tuple):
-            assert str(value) in str(caught.value)
+        DiffStride(**kwargs)
+    name = list(kwargs)[-1 if "shared_stride" not in kwargs else 0]
+    assert f"Received: {name}={kwargs[name]!r}" in str(caught.value)
 
 
 def test_no_warnings_are_raised():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -337,6 +338,112 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.fixture
+def draw(monkeypatch):
+    """`draw(*names)` sets the figures of reports from then on, empty ones."""
+    import matplotlib.pyplot as plt
+
+    def draw(*names):
+        parts = [f"![A figure]({name})" for name in names]
+        drawings = {name: plt.figure(figsize=(1, 1)) for name in names}
+        monkeypatch.setattr(figures, "draw_all", lambda *_: (parts, drawings))
+
+    yield draw
+    plt.close("all")
+
+
+def test_only_an_earlier_report_is_replaced(draw, tmp_path):
+    (tmp_path / "mine.png").write_text("precious")
+    (tmp_path / "notes.md").write_text("![mine](mine.png)")
+    draw("masks.png", "lambda.png")
+    page.write([record()], tmp_path)
+    draw("masks.png", "cutoffs.png")
+    page.write([record()], tmp_path, "Again")
+    assert (tmp_path / "report.md").read_text().startswith("# Again")
+    left = {"mine.png", "notes.md", "report.md", "masks.png", "cutoffs.png"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    draw("mine.png")
+    with pytest.raises(UserError, match="holds mine.png, which is not of an"):
+        page.write([record()], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("report.md", "# My own report"),
+        ("report.md", "## Test accuracy, %\n\nOf the thesis: 93"),
+        ("report.md", "no end"),
+        ("report.md", "\xff\xfe"),
+        ("report.md", None),
+        ("masks.png", "a picture"),
+        ("masks.png", ""),
+        ("masks.png", None),
+    ],
+)
+def test_what_no_report_wrote_is_left_alone(name, content, draw, tmp_path):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content, encoding="latin1")
+    draw("masks.png")
+    with pytest.raises(UserError, match=f"{name},? which "):
+        page.write([record()], tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert content is None or path.read_text("latin1") == content
+
+
+def test_a_report_that_could_not_be_written_is_written_again(draw, tmp_path):
+    draw("masks.png")
+    for name in ("report.md", "masks.png"):
+        (tmp_path / f"unfinished.{name}").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=f"{name} cannot be .* No space"):
+            page.write([record()], tmp_path)
+    page.write([record()], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "masks.png",
+        "report.md",
+    }
+
+
+MARKUP = (
+    "<script>alert(1)</script>",
+    "a<img src=x onerror=alert(1)>",
+    "`code` <b>bold</b>",
+    "[click](javascript:alert(1))",
+    "![track](http://example.com/x.png)",
+    "[x]: javascript:alert(1)",
+    "two\nlines\n\n<hr>",
+    "$x^$ and \\frac",
+    "| a | b <i>",
+    "&lt;s> <s>",
+)
+
+
+def test_markup_in_records_is_text_in_a_report(tmp_path):
+    records = []
+    for text in MARKUP:
+        run = {**record("outer", norm=text), "name": f"{text} ended"}
+        run |= {"bindings": [f"a.b = '{text}'"], "gin_config": text}
+        run["summary"]["environment"]["devices"] = [text]
+        lost = {**failed(), "name": f"{text} failed", "error": text}
+        unfinished = {**run, "name": f"{text} lives", "summary": None}
+        records += [run, lost, unfinished]
+    # One is shown by itself, and is in headings and captions.
+    path = page.write(records, tmp_path, MARKUP[0], f"{MARKUP[0]} ended")
+    written = path.read_text()
+    for what in ("ended", "failed", "lives"):
+        assert f"&lt;script>alert(1)&lt;/script> {what}" in written
+    assert "<" not in written
+    links = re.findall(r"(?<!\\)\]\(.*", written)
+    assert len(links) == written.count(".png)\n")
+    assert not re.search(r"(?<!\\)\][:\[]", written)
+    look(tmp_path / "masks.png")
+    # Nor is it mathematics in a figure.
+    runs = [record(norm=text) for text in MARKUP[6:8]]
+    figures.accuracy_against_cost(study(runs)).canvas.draw()
+
+
 def test_what_there_is_no_data_for_is_left_out(tmp_path):
     page.write(grid(seeds=1), tmp_path)
     text = page.write(
@@ -533,6 +640,16 @@ def test_the_run_that_is_shown():
         ([], "run"),
         ([failed(method="outer")], "Loss is nan"),
         ([{**record(), "summary": None}], "1 did not end"),
+        ([record(), None], "runs.jsonl, line 2: it must be dict"),
+        ([record(), 3], "runs.jsonl, line 2: it must be dict"),
+        ([record(), "text"], "runs.jsonl, line 2: it must be dict"),
+        ([[record()]], "runs.jsonl, line 1: it must be dict"),
+        ([{"name": "x"}], "runs.jsonl, line 1: settings must be dict"),
+        ([{"settings": {}}], "runs.jsonl, line 1: name must be str"),
+        ([{**record(), "summary": []}], "line 1: summary must be dict"),
+        ([{**record(), "summary": {"seconds": 1}}], "summary.test_accuracy"),
+        ([{**record(), "epochs": [None]}], "line 1: epochs[0] must be dict"),
+        ([{**record(), "name": None}], "line 1: name must be str"),
     ],
 )
 def test_what_cannot_be_reported_ends_in_one_line(
@@ -547,6 +664,12 @@ def test_what_cannot_be_reported_ends_in_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [[1, [2]], {"a": 1}, None, "", True, [[]]])
+def test_settings_may_be_anything(value):
+    runs = study([record(norm=value), record(norm="ortho", seed=value)])
+    page.head(runs, "")
 
 
 def test_the_title_tells_which_strides_were_found():

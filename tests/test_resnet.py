@@ -1,20 +1,26 @@
 """Networks: structure, parameters, graphs, and files old and new."""
 
 import functools
+import importlib
 import inspect
 import json
+import warnings
 import zipfile
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from maps import JAX, array, images
+from gradients import output_and_gradients
+from maps import BACKEND, JAX, array, images
 
 from diffstride import (
     DiffStride,
+    DiffStride1D,
+    DiffStride3D,
     FixedSpectralPooling,
     SpatialPooling,
+    freeze,
     static_sizes,
 )
 from diffstride.internals import sublayers
@@ -380,7 +386,7 @@ def test_channels_first_shapes():
         ),
         (
             lambda: ResnetBlock(8, num_layers=0),
-            "`num_layers` must be >= 1",
+            "`num_layers` must be an integer >= 1",
         ),
         (
             lambda: ResidualLayer(8)(images(1, 8, 8, 4)),
@@ -432,3 +438,250 @@ class TestConfigs:
         model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
         np.testing.assert_allclose(array(loaded(x)), expected, atol=1e-6)
+
+
+def states(model):
+    return [
+        (layer.dtype_policy.name, layer.trainable)
+        for layer in sublayers(model)
+        if not isinstance(layer, keras.layers.InputLayer)
+    ]
+
+
+def a_network(**kwargs):
+    model = Resnet(
+        [4, 8], [1, 1.5], 3, pooling_cls=DiffStride, num_layers=1, **kwargs
+    )
+    model.build((None, 12, 12, 2))
+    return model
+
+
+def layers_in_a_graph():
+    inputs = keras.Input((12, 12, 2))
+    x = ResidualLayer(
+        4, strides=1.5, pooling_cls=FixedSpectralPooling, project=True
+    )(inputs)
+    x = ResnetBlock(8, 1.5, pooling_cls=DiffStride, num_layers=1)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+def quantized(build, mode):
+    def make():
+        model = build()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers that stay as they are
+            model.quantize(mode)
+        return model
+
+    return make
+
+
+def of_policies(build, change):
+    def make():
+        model = build()
+        change(model)
+        return model
+
+    return make
+
+
+def half_the_head(model):
+    model.get_layer("dense").dtype_policy = "mixed_float16"
+    model.blocks[0].layers[0].conv_in.dtype_policy = "mixed_bfloat16"
+
+
+def half_within_layers(model):
+    _, residual, block, *_ = model.layers
+    residual.pooling.dtype_policy = "mixed_float16"
+    block.layers[0].conv_out.dtype_policy = "mixed_bfloat16"
+
+
+def not_trained(model):
+    model.stem.trainable = False
+    model.blocks[0].layers[0].conv_in.trainable = False
+    model.pooling_layers[1].trainable = False
+
+
+CHANGED = {
+    "int8": quantized(a_network, "int8"),
+    "int4": quantized(a_network, "int4"),
+    "float8": quantized(a_network, "float8"),
+    "int8, frozen": quantized(lambda: freeze(a_network()), "int8"),
+    "int8, other models": quantized(layers_in_a_graph, "int8"),
+    "int8 of mixed": quantized(lambda: a_network(dtype="bfloat16"), "int8"),
+    "mixed": lambda: a_network(dtype="mixed_float16"),
+    "head": of_policies(a_network, half_the_head),
+    "within layers": of_policies(layers_in_a_graph, half_within_layers),
+    "not trained": of_policies(a_network, not_trained),
+    "none trained": of_policies(
+        a_network, lambda model: setattr(model, "trainable", False)
+    ),
+}
+
+
+SLOW = ("int4", "float8", "int8, frozen", "int8 of mixed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in CHANGED
+        if not JAX or name in ("int8", "not trained")
+    ],
+)
+def test_what_became_of_the_parts_is_saved(name, tmp_path):
+    model = CHANGED[name]()
+    x = images(2, 12, 12, 2)
+    expected = array(model(x)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert states(loaded) == states(model)
+    frozen = freeze(model)
+    assert [p for p, _ in states(frozen)] == [p for p, _ in states(model)]
+    for other in (loaded, frozen):
+        actual = array(other(x)).astype("float32")
+        np.testing.assert_allclose(actual, expected, atol=1e-2)
+
+
+def test_a_config_of_parts_as_made_has_no_changes():
+    assert "changed_parts" not in a_network().get_config()
+
+
+@pytest.mark.parametrize("pooling_cls", [None, DiffStride])
+def test_without_a_head(pooling_cls, tmp_path):
+    strides = [1, 2, 1] if pooling_cls is None else [1, 2, 1.5]
+    model = Resnet([4, 8, 8], strides, None, pooling_cls=pooling_cls)
+    model.build((None, 12, 12, 2))
+    assert model.layers[-1] is model.bn_head
+    assert model.dense is model.average is None
+    x = images(2, 12, 12, 2)
+    maps = array(model(x))
+    assert maps.ndim == 4 and maps.shape[-1] == 8
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.num_output_classes is None
+    np.testing.assert_array_equal(array(loaded(x)), maps)
+    np.testing.assert_allclose(array(freeze(model)(x)), maps, atol=1e-5)
+    with pytest.raises(ValueError, match="`output_activation` must be None"):
+        Resnet([4, 8], [1, 2], None, output_activation="softmax")
+
+
+def test_without_a_head_by_gin():
+    from diffstride import config
+
+    if BACKEND != "tensorflow":
+        pytest.skip("the harness")
+    with config.gin.unlock_config():
+        config.gin.clear_config()
+        config.gin.parse_config("resnet.Resnet.num_output_classes = None")
+    try:
+        model = config.gin.get_configurable("resnet.resnet18")()
+    finally:
+        config.gin.clear_config()
+    assert model.dense is None
+
+
+def test_transfer_learning():
+    """The head of a trained network is replaced, its body is kept."""
+    trained = a_network()
+    randomise(trained)
+    body = Resnet.from_config(
+        {**trained.get_config(), "num_output_classes": None}
+    )
+    body.build((None, 12, 12, 2))
+    for layer in body.layers:
+        layer.set_weights(trained.get_layer(layer.name).get_weights())
+    body.trainable = False
+    model = keras.Sequential(
+        [body, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    )
+    model.build((None, 12, 12, 2))
+    before = [array(v) for v in body.variables]
+    x = images(4, 12, 12, 2)
+    np.testing.assert_allclose(
+        array(body(x)),
+        array(keras.Model(trained.inputs, trained.bn_head.output)(x)),
+        rtol=1e-5,
+    )
+    static_sizes(model).compile("sgd", "mse")
+    model.fit(x, np.ones((4, 2)), verbose=0)
+    for variable, value in zip(body.variables, before, strict=True):
+        np.testing.assert_array_equal(array(variable), value)
+    assert len(model.trainable_variables) == 2
+
+
+def test_class_activation_maps():
+    """Grad-CAM: what in the last maps moves the score of a class."""
+    model = a_network()
+    features = keras.Model(model.inputs, model.get_layer("block_1").output)
+    maps = array(features(images(2, 12, 12, 2)))
+    head = keras.Sequential(
+        [model.bn_head, model.average, model.dense, Score(1)]
+    )
+    _, gradient, _ = output_and_gradients(head, maps)
+    assert gradient.shape == maps.shape
+    weights = gradient.mean(axis=(1, 2), keepdims=True)
+    cam = np.maximum((weights * maps).sum(-1), 0)
+    assert cam.shape == maps.shape[:3] and cam.max() > 0
+
+
+class Score(keras.layers.Layer):
+    def __init__(self, label):
+        super().__init__()
+        self.label = label
+
+    def call(self, logits):
+        return logits[:, self.label]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(DiffStride, DiffStride1D, DiffStride3D, FixedSpectralPooling),
+        *(SpatialPooling, lambda: ResidualLayer(4), lambda: ResnetBlock(4)),
+        lambda: Resnet([4, 8], [1, 2]),
+    ],
+)
+def test_what_keras_says_where_nothing_was_imported(make):
+    saved = keras.saving.serialize_keras_object(make())
+    module = importlib.import_module(saved["module"])
+    assert hasattr(module, saved["class_name"])
+    objects = keras.saving.get_custom_objects()
+    ours = {key: objects[key] for key in objects if key[:10] == "diffstride"}
+    for key in ours:
+        del objects[key]
+    try:
+        with pytest.raises(TypeError) as caught:
+            keras.saving.deserialize_keras_object(saved)
+    finally:
+        objects.update(ours)
+    name, module = saved["class_name"], saved["module"]
+    assert f"Could not locate class '{name}'" in str(caught.value)
+    assert f"Full object config: {{'module': '{module}'" in str(caught.value)
+    keras.saving.deserialize_keras_object(saved)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({"filters": [True, 4]}, "filters.0."),
+        ({"filters": [4, 0]}, "filters.1."),
+        ({"filters": [4, -2.0]}, "filters.1."),
+        ({"filters": [4, 2.5]}, "filters.1."),
+        ({"filters": 5}, "filters"),
+        ({"filters": "44"}, "filters"),
+        ({"filters": None}, "filters"),
+        ({"filters": [4, float("nan")]}, "filters.1."),
+        ({"num_output_classes": 0}, "num_output_classes"),
+        ({"num_output_classes": True}, "num_output_classes"),
+        ({"num_output_classes": 2.5}, "num_output_classes"),
+        ({"num_output_classes": "10"}, "num_output_classes"),
+        ({"num_output_classes": [10]}, "num_output_classes"),
+    ],
+)
+def test_numbers_of_channels_and_classes_that_cannot_be(arguments, expected):
+    with pytest.raises(ValueError, match=f"`{expected}` must be") as error:
+        Resnet(**{"filters": [4, 4], "strides": [1, 2], **arguments})
+    assert "\n" not in str(error.value)

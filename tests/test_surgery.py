@@ -23,8 +23,10 @@ from diffstride import (
     DiffStride1D,
     FixedSpectralPooling,
     freeze,
+    static_sizes,
 )
-from diffstride.resnet import Resnet
+from diffstride.masks import RAMPS, LowPass
+from diffstride.resnet import ResidualLayer, Resnet
 
 only_tensorflow = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="about SavedModel"
@@ -317,3 +319,155 @@ def test_two_classes_of_one_name_are_refused():
     )
     with pytest.raises(ValueError, match="two classes named Own"):
         freeze(model)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Cell(keras.layers.Layer):
+    """A recurrent cell that looks at frames."""
+
+    state_size = output_size = 2
+
+    def __init__(self, inside=None, **kwargs):
+        super().__init__(**kwargs)
+        get = keras.saving.deserialize_keras_object
+        self.inside = get(inside) if inside else DiffStride(1.4, 1.0)
+
+    def build(self, input_shape):
+        if not self.inside.built:
+            self.inside.build(input_shape)
+
+    def call(self, inputs, states):
+        x = ops.mean(ops.square(self.inside(inputs)), axis=(1, 2))
+        return x + states[0], [x]
+
+    def get_config(self):
+        inside = keras.saving.serialize_keras_object(self.inside)
+        return {**super().get_config(), "inside": inside}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubled(keras.layers.Wrapper):
+    def call(self, inputs):
+        return 2.0 * self.layer(inputs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Holder(keras.layers.Layer):
+    """Keeps layers in a dictionary and in a list."""
+
+    def __init__(self, named=None, listed=None, **kwargs):
+        super().__init__(**kwargs)
+        get = keras.saving.deserialize_keras_object
+        put = keras.saving.serialize_keras_object
+        named = named or {"first": put(pooling())}
+        listed = listed or [put(keras.layers.ReLU()), put(pooling())]
+        self.named = {key: get(each) for key, each in named.items()}
+        self.listed = [get(each) for each in listed]
+
+    def call(self, inputs):
+        x = self.named["first"](inputs)
+        for layer in self.listed:
+            x = layer(x)
+        return x
+
+    def get_config(self):
+        put = keras.saving.serialize_keras_object
+        named = {key: put(each) for key, each in self.named.items()}
+        listed = [put(each) for each in self.listed]
+        return {**super().get_config(), "named": named, "listed": listed}
+
+
+def pooling():
+    return DiffStride(1.4, 1.0)
+
+
+LAYERS = keras.layers
+HOLDERS = {
+    "distributed twice": lambda: LAYERS.TimeDistributed(
+        LAYERS.TimeDistributed(pooling())
+    ),
+    "distributed model": lambda: LAYERS.TimeDistributed(
+        keras.Sequential([pooling(), LAYERS.ReLU()])
+    ),
+    "distributed residual layer": lambda: LAYERS.TimeDistributed(
+        ResidualLayer(2, strides=1.4, pooling_cls=DiffStride, project=True)
+    ),
+    "cell": lambda: LAYERS.RNN(Cell()),
+    "cells": lambda: LAYERS.RNN([Cell(), LAYERS.LSTMCell(2)], unroll=True),
+    "both ways": lambda: LAYERS.Bidirectional(LAYERS.RNN(Cell())),
+    "wrapper": lambda: Doubled(pooling()),
+    "wrapped model": lambda: Doubled(Doubled(keras.Sequential([pooling()]))),
+    "nested": lambda: keras.Sequential(
+        [keras.Sequential([keras.Sequential([pooling()])]), LAYERS.ReLU()]
+    ),
+    "pipeline": lambda: LAYERS.Pipeline([pooling()]),
+    "dictionary and list": Holder,
+}
+
+
+SLOW = ("distributed residual layer", "wrapped model", "cells", "pipeline")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in HOLDERS
+        if not JAX or name in ("cell", "wrapper", "dictionary and list")
+    ],
+)
+def test_whatever_holds_the_layer(name):
+    moving = name.startswith(("distributed", "cell", "both"))
+    frames = (2, 3) if name == "distributed twice" else (3,) * moving
+    inputs = keras.Input((*frames, 10, 9, 2))
+    outputs = HOLDERS[name]()(inputs)
+    axes = tuple(range(1, outputs.ndim))
+    model = keras.Model(inputs, ops.mean(ops.square(outputs), axis=axes))
+    assert learned(model)
+    for layer in learned(model):
+        layer.stride_weights.assign([1.9, 1.7])
+    x = images(2, *model.input_shape[1:])
+    expected = outputs_of(model, x)
+    frozen = freeze(model)
+    assert len(learned(frozen)) == len(learned(model))
+    assert all(layer.frozen for layer in learned(frozen))
+    np.testing.assert_allclose(outputs_of(frozen, x), expected, atol=1e-5)
+    if name in ("cell", "distributed model"):
+        static_sizes(model).compile("sgd", "mse")
+        prediction = model.predict(x, verbose=0)
+        np.testing.assert_allclose(prediction, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX has no dynamic sizes")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        DiffStride(1.5, frozen=True),
+        DiffStride(1.5, ramp="inner", frozen=True),
+        DiffStride(1.5, shared_stride=True),
+        DiffStride1D(1.5, frozen=True),
+        FixedSpectralPooling(1.5),
+    ],
+)
+def test_export_of_unknown_sizes_on_jax(layer, tmp_path):
+    inputs = keras.Input((*(None,) * layer.rank, 2))
+    model = keras.Model(inputs, ops.square(layer(inputs)))
+    with pytest.raises(NotImplementedError) as caught:
+        model.export(tmp_path / "model", verbose=False)
+    message = str(caught.value)
+    assert "Give the size in `keras.Input`" in message
+    assert "freeze" not in message
+    assert "None" not in message  # ... but the letters that JAX gives sizes
+
+
+@pytest.mark.parametrize("ramp", RAMPS)
+@pytest.mark.parametrize("size", [9, 16])
+def test_constant_strides_and_sizes_known_at_run_time(ramp, size):
+    # As when torch traces a frozen model, to export it.
+    low_pass = LowPass(1.0, ramp)
+    strides = np.array([1.7, 2.3], "float32")
+    unknown = ops.convert_to_tensor(np.array(size, "int32"))
+    expected = low_pass.bands((size, size), strides)
+    bands = low_pass.bands((unknown, unknown), strides)
+    for band, wanted in zip(bands, expected, strict=True):
+        assert int(band.output_size) == wanted.output_size

@@ -184,8 +184,8 @@ class TestPlan:
         "texts, message",
         [
             (["seeds=0"], "must be one of method, strides, .*Received: seeds"),
-            (["method=max"], "one of strided, .*Received: max"),
-            (["seed=0.5"], "`seed` must be a whole number. Received: 0.5"),
+            (["method=max"], "one of strided, .*Received: 'max'"),
+            (["seed=0.5"], "`seed` must be a whole number .* Received: 0.5"),
             (["seed=0", "seed=1"], "each given once. Received: --grid=seed=1"),
             (["seed="], "The axis seed needs a list of values"),
             (["outer"], "must be one TOML file, or axes such as"),
@@ -198,13 +198,77 @@ class TestPlan:
             plan(*texts)
 
     @pytest.mark.parametrize(
-        "text", ["seed = [0]", "grid = 1", "bindings = 'a = 1'", "[[grid", ""]
+        "text",
+        [
+            "seed = [0]",
+            "grid = 1",
+            "bindings = 'a = 1'",
+            "[[grid",
+            "",
+            "# \xff",
+            "\0",
+            "[grid]\nseed = [0]",
+            "grid = [1]",
+            "gin_config = 7",
+            "bindings = [[]]",
+            "[[grid]]\nseed = [0]\nseed = [1]",
+        ],
     )
     def test_bad_files(self, text, tmp_path):
         path = tmp_path / "grid.toml"
-        path.write_text(text)
+        path.write_text(text, encoding="latin1")
         with pytest.raises(UserError, match="grid.toml (must hold|cannot be)"):
             grid.load([str(path)])
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "strides = [[]]",
+            "strides = [[[]]]",
+            "strides = [{}]",
+            "strides = ['1,x']",
+            "strides = ['1,,2']",
+            "strides = [[1, [2, 2]]]",
+            "strides = [nan]",
+            "strides = [0]",
+            "strides = [true]",
+            "strides = []",
+            "norm = ['']",
+            "norm = [' ']",
+            "norm = 'ortho'",
+            "lambda = [inf]",
+            "seed = [-1]",
+            "seed = [true]",
+            "seed = ['a']",
+            "seed = [4294967296]",
+            "method = [['outer']]",
+            "method = [1]",
+            "'.' = [1]",
+            "'a.' = [1]",
+            r'"a.b = 1\nimport os" = [1]',
+        ],
+    )
+    def test_bad_values(self, line, tmp_path):
+        path = tmp_path / "grid.toml"
+        path.write_text(f"[[grid]]\n{line}\n")
+        axis = line.split()[0]
+        expected = f"(`{axis}` must be|The axis {axis} needs|axis of --grid mu)"
+        with pytest.raises(UserError, match=expected):
+            grid.load([str(path)])
+
+    @pytest.mark.parametrize(
+        "text, strides",
+        [
+            ("strides=1,2", "1,2"),
+            ("strides=1.0, 2.5", "1.0,2.5"),
+            ("strides=[1,1,2]", "[1,1,2]"),
+            ("strides=[(1, 2), 1]", "[(1,2),1]"),
+            ("strides=%starts", "%starts"),
+        ],
+    )
+    def test_forms_of_strides(self, text, strides):
+        (run,) = plan(text)
+        assert run.settings == {"strides": strides}
 
 
 # What a trainer leaves, without training. It is called as diffstride.main is:
@@ -322,6 +386,25 @@ class TestSweep:
         assert len(started()) == 6
         assert len(table()) == 6
 
+    def test_paths_at_home(self, trainer, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        pathlib.Path("grid.toml").write_text("[[grid]]\nseed = [0]\n")
+        command = ["sweep", "--gin_config=digits.gin", "--grid=~/grid.toml"]
+        command += ["--workdir=~/a/runs", "--output=~/b/table.jsonl"]
+        assert main(command) == 0
+        assert (tmp_path / "a" / "runs" / "seed-0" / "run.json").exists()
+        assert (tmp_path / "b" / "table.jsonl").exists()
+        assert not pathlib.Path("~").exists()
+
+    def test_imports_are_allowed_to_runs_by_a_flag(self, trainer):
+        flag = "--allow_imports"
+        trainer(f"if {flag!r} not in sys.argv: sys.exit('error: refused')")
+        assert main(arguments()) == 1
+        assert {record["error"] for record in table()} == {"refused"}
+        assert main(arguments(flag)) == 0
+        # Which is not a setting of theirs.
+        assert main(arguments()) == 0
+
     def test_other_settings_in_a_folder_are_refused(self, trainer):
         main(arguments())
         for more in (
@@ -374,6 +457,81 @@ class TestSweep:
         assert main(arguments()) == 0
         assert [record["error"] for record in table()] == [None] * 4
         assert started() == [*NAMES, *NAMES[1:], NAMES[3]]
+
+    def test_a_damaged_run_is_made_again(self, trainer, capsys):
+        # As far as `diffstride.main` had come.
+        trainer("(workdir / 'config.gin').write_text('')")
+        main(arguments())
+        before = table()
+        outer = pathlib.Path("runs/outer_seed-0")
+        for number, (name, content) in enumerate(
+            [
+                ("summary.json", ""),
+                ("summary.json", '{"test_accuracy": 0.9'),
+                ("summary.json", "null"),
+                ("summary.json", "{}"),
+                ("summary.json", '{"test_accuracy": "?", "seconds": 1}'),
+                ("summary.json", "\0" * 80),
+                ("run.json", ""),
+                ("run.json", "[]"),
+                ("run.json", '{"name": "outer_seed-0"}'),
+                ("run.json", "\xff"),
+                ("metrics.jsonl", "null\n"),
+            ],
+            start=1,
+        ):
+            (outer / name).write_text(content, encoding="latin1")
+            capsys.readouterr()
+            assert main(arguments("--dry_run")) == 0
+            assert "1 damaged" in capsys.readouterr().out
+            assert main(arguments()) == 0
+            assert table() == before
+            assert started() == [*NAMES, *["outer_seed-0"] * number]
+        # Without a config there is nothing that says which run it was.
+        (outer / "config.gin").unlink()
+        (outer / "run.json").write_text("{")
+        with pytest.raises(UserError, match=f"^{outer}/run.json: it must be J"):
+            main(arguments())
+
+    def test_a_run_that_stays_damaged_does_not_stop_the_others(self, trainer):
+        trainer(
+            """
+            (workdir / 'config.gin').write_text('')
+            if name == "strided_seed-0":
+                (workdir / "metrics.jsonl").write_text("x\\n")
+                sys.exit("error: metrics.jsonl, line 1")
+            """
+        )
+        assert main(arguments()) == 1
+        assert main(arguments()) == 1
+        assert started() == [*NAMES, NAMES[0]]
+        assert [each["name"] for each in table()] == NAMES[1:]
+
+    @pytest.mark.parametrize(
+        "name",
+        ["runs/strided_seed-0", "runs/strided_seed-0/log.txt/", "out", "runs"],
+    )
+    def test_what_stands_in_the_way_is_named(self, name, trainer):
+        path = pathlib.Path(name)
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("precious")
+        with pytest.raises(UserError, match=f"{path}\\b"):
+            main(arguments())
+        assert path.is_dir() or path.read_text() == "precious"
+        assert started() == []
+
+    def test_a_full_disk_stops_the_sweep(self, trainer):
+        trainer()
+        workdir = pathlib.Path("runs/outer_seed-0")
+        workdir.mkdir(parents=True)
+        (workdir / "unfinished.run.json").symlink_to("/dev/full")
+        with pytest.raises(UserError, match="run.json cannot .* No space left"):
+            main(arguments())
+        assert main(arguments()) == 0
+        assert [each["name"] for each in table()] == NAMES
 
     def test_a_setting_without_effect_ends_the_run(self, trainer):
         trainer(
@@ -494,9 +652,9 @@ class TestSweep:
             child = processes.Process(["sleep", "60"], tmp_path / "log", lock)
         try:
             with (tmp_path / "sweep.lock").open() as file:
-                assert not processes._try_to_lock(file)
+                assert not processes.try_to_lock(file.fileno())
                 child.kill()
-                assert processes._try_to_lock(file)
+                assert processes.try_to_lock(file.fileno())
         finally:
             child.kill()
 
@@ -516,17 +674,35 @@ class TestSweep:
             "[1]\n",
             "precious",  # Without a line's end, which makes no record.
             '{"name": "strided_seed-0"}',
+            '{"name": "strided_seed-0", "settings": {}}',  # Of another sweep.
+            '{"name": "strided_seed-7", "settings": {}}',
+            "[tool]\nname = 'x'",
+            '{"epoch": 1}\n',
+            "\xff\xfe",
         ],
     )
     def test_an_output_with_other_content_is_left_alone(self, content, trainer):
         trainer()
         output = pathlib.Path("runs.jsonl")
-        output.write_text(content)
+        output.write_text(content, encoding="latin1")
         message = "runs.jsonl,? (which )?holds (1 runs .* in runs, such|some)"
         with pytest.raises(UserError, match=message):
             main(arguments(f"--output={output}"))
-        assert output.read_text() == content
+        assert output.read_text(encoding="latin1") == content
         assert started() == []
+
+    def test_the_table_of_another_sweep_is_left_alone(self, trainer):
+        main(arguments())
+        before = table()
+        other = ["--workdir=other", "--gin_config=cifar10.gin"]
+        main([*arguments(), *other, "--output=other.jsonl"])
+        # Its runs have the same names.
+        with pytest.raises(UserError, match="holds 4 runs that are not in oth"):
+            main([*arguments(), *other])
+        assert table() == before
+        pathlib.Path("out/null").symlink_to("/dev/null")
+        with pytest.raises(UserError, match="it is no file"):
+            main(arguments("--output=out/null"))
 
     @pytest.mark.parametrize("more", [["--jobs=0"], ["--gin_config="]])
     def test_bad_flags(self, more, trainer):
@@ -676,5 +852,6 @@ class TestRead:
         path = tmp_path / "x"
         if content is not None:
             path.write_text(content)
-        with pytest.raises(UserError, match="Expected the workdir of a run"):
+        message = "x, line 1: " if content else "Expected the workdir of a run"
+        with pytest.raises(UserError, match=message):
             read_runs([path])

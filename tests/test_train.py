@@ -1,7 +1,9 @@
+import contextlib
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +19,17 @@ from absl.testing import flagsaver
 from diffstride import (
     DiffStride,
     FixedSpectralPooling,
+    callbacks,
     config,
+    files,
     main,
     resnet,
     train,
 )
 from diffstride.data import load_datasets
-from diffstride.errors import ConfigError, run_reporting_errors
-from diffstride.profiling import stride_variables
+from diffstride.errors import ConfigError, UserError, run_reporting_errors
+from diffstride.profiling import pooling_layers
+from diffstride.runs import read_rows
 
 TINY = [
     "resnet.Resnet.filters = [4, 4, 8]",
@@ -88,14 +93,18 @@ def rows(workdir):
 
 
 def scalars(directory):
-    """All scalars of TensorBoard event files: name -> {step: value}."""
+    """All scalars of TensorBoard event files: name -> {step: value}.
+
+    No step is there twice.
+    """
     found = {}
     for path in sorted(pathlib.Path(directory).glob("events.*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
                     number = float(tf.make_ndarray(value.tensor))
-                    found.setdefault(value.tag, {})[event.step] = number
+                    assert event.step not in found.setdefault(value.tag, {})
+                    found[value.tag][event.step] = number
     return found
 
 
@@ -153,18 +162,21 @@ def test_tensorboard_files_read_back(finished):
         "macs",
         "activation_bytes",
     ]
-    for name in ("pooling", "block_1/layer_1/pooling"):
+    for name in ("pooling", "block_2/layer_1/pooling"):
         for axis in ("height", "width"):
             expected.append(f"stride/{name}/{axis}")
             expected.append(f"output_size/{name}/{axis}")
     for name in expected:
         series = found[f"epoch_{name}"]
-        assert sorted(series) == [0, 1, 2, 3]
+        # At 0 what the initial strides tell.
+        start = [] if name in expected[:4] else [0]
+        assert sorted(series) == [*start, 1, 2, 3, 4]
         for row in table:
-            value = series[row["epoch"] - 1]
+            value = series[row["epoch"]]
             assert value == pytest.approx(row[name], rel=1e-5), name
+    assert found["epoch_stride/block_2/layer_1/pooling/width"][0] == 2.0
     validation = scalars(workdir / "tensorboard" / "validation")
-    assert {"epoch_accuracy", "epoch_loss"} <= set(validation)
+    assert set(validation) == {"epoch_accuracy", "epoch_loss"}
 
 
 def test_summary_on_the_terminal(finished):
@@ -248,10 +260,10 @@ MOMENTS = {
     "callbacks.StopOnNonFiniteLoss, 'on_train_batch_end', 13)",
     "between metrics and backup": "die_before("
     "callbacks.Backup, 'on_epoch_end', 2)",
-    # Of the second epoch; the first call is for config.gin, and the second
-    # for metrics.jsonl.
-    "with a backup written and not in place": "die_before(os, 'replace', 4)",
-    "with the model written and not in place": "die_before(os, 'replace', 7)",
+    # Of the second epoch; the first call is for config.gin, then come
+    # metrics.jsonl at the start, and metrics.jsonl and backup of each epoch.
+    "with a backup written and not in place": "die_before(os, 'replace', 6)",
+    "with the model written and not in place": "die_before(os, 'replace', 11)",
 }
 
 
@@ -289,6 +301,8 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+    charted = scalars(workdir / "tensorboard" / "train")
+    assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
     for ours, theirs in zip(rows(workdir), rows(undisturbed), strict=True):
         assert {k: v for k, v in ours.items() if k not in timing} == {
@@ -296,21 +310,74 @@ def test_a_killed_run_ends_with_the_same_weights(
         }
 
 
-def test_a_finished_run_is_summed_up_again(finished, data_dir, main_here):
-    workdir, out = finished
+def test_a_damaged_run_is_summed_up_again(
+    finished, data_dir, main_here, tmp_path
+):
+    undisturbed, out = finished
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
     before = weights(workdir)
-    status, again, _ = main_here(
-        workdir, data_dir, *TINY, "train.num_epochs = 4"
-    )
-    assert status == 0
-    assert "ms/step" not in again
-
-    def body(text):
-        return text[text.index("test accuracy") :]
-
-    assert body(again) == body(out)
+    (workdir / "backup" / "latest.weights.h5").write_bytes(b"cut short")
+    (workdir / "summary.json").write_text("\0\0")
+    path = workdir / "metrics.jsonl"
+    path.write_text(f'\n\0\0\n{path.read_text()}{{"epoch": 5, "sec')
+    again = (workdir, data_dir, *TINY, "train.num_epochs = 4")
+    status, told, err = main_here(*again)
+    assert status == 0, err
+    assert "ms/step" not in told
+    body = "test accuracy"
+    assert told.partition(body)[2] == out.partition(body)[2] != ""
     for name, value in weights(workdir).items():
         np.testing.assert_array_equal(value, before[name])
+    assert read_rows(path) == rows(undisturbed)
+    # What cannot be mended is named, with what to do.
+    for name, wrong, message in (
+        ("metrics.jsonl", "hello\n", "metrics.jsonl, line 1: it must be JSON."),
+        ("config.gin", "\xff", "config.gin cannot be read: "),
+        ("tensorboard", None, "`tensorboard` of the run must be a folder"),
+    ):
+        path = workdir / name
+        if wrong is None:
+            shutil.rmtree(path)
+        whole = path.read_bytes() if path.exists() else b""
+        path.write_text(wrong or "", encoding="latin1")
+        status, _, err = main_here(*again)
+        last = err.strip().splitlines()[-1]
+        assert (status, last[:7], message in last) == (1, "error: ", True)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "files, refused",
+    [
+        ({}, None),
+        ({"config.gin": "old", "metrics.jsonl": ""}, None),  # No epoch kept.
+        ({"config.gin": "new", "summary.json": ""}, None),
+        ({"backup/latest.weights.h5": ""}, None),
+        ({"log.txt": "", "run.json": ""}, None),
+        ({"config.gin": "old", "backup/latest.weights.h5": ""}, "other sett"),
+        ({"config.gin": "old", "model.keras": ""}, "other settings"),
+        (
+            {"config.gin": "old", "metrics.jsonl": "", "summary.json": ""},
+            "other settings",
+        ),
+        ({"config.gin": "my own"}, "other settings"),
+        ({"model.keras": "mine"}, "a model or a summary without the config"),
+        ({"summary.json": "{}"}, "a model or a summary without the config"),
+        ({"model.keras": "mine", "metrics.jsonl": ""}, "without the config.gi"),
+    ],
+)
+def test_which_workdirs_are_gone_on_with(files, refused, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    backup = callbacks.Backup(tmp_path / "backup", 1, tmp_path / "model.keras")
+    with (
+        pytest.raises(ConfigError, match=refused)
+        if refused
+        else contextlib.nullcontext()
+    ):
+        train._check_same_run(tmp_path, backup, "new", None)
 
 
 def test_a_workdir_of_another_run_is_refused(finished, data_dir, main_here):
@@ -341,7 +408,8 @@ def test_divergence_in_the_last_step_of_an_epoch(data_dir, tmp_path, main_here):
     assert "after step 1 (epoch 1, batch 1). Training stopped" in last
     assert "test accuracy" not in out
     names = {path.name for path in workdir.iterdir()}
-    assert not names & {"backup", "model.keras", "summary.json"}
+    assert not names & {"model.keras", "summary.json"}
+    assert not list((workdir / "backup").iterdir())
     assert rows(workdir) == []
 
 
@@ -363,8 +431,8 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
     [
         (
             ["pooling.DiffStride.smoothness_factor = -1.0"],
-            "error: `smoothness_factor` must be a finite number >= 0, in "
-            "frequency bins. Received: smoothness_factor=-1.0 "
+            "error: `smoothness_factor` must be a finite number >= 0 and <= "
+            "16777216, in frequency bins. Received: smoothness_factor=-1.0 "
             "`pooling.DiffStride.smoothness_factor` is set in --gin_bindings,",
         ),
         (
@@ -380,6 +448,11 @@ def test_divergence_is_told_in_one_line(data_dir, tmp_path):
         (["train.jit_compile = True"], "error: `deterministic` must be False"),
         (["train.num_epochs = 0"], "error: `num_epochs` must be at least 1"),
         (["train.devices = ['CPU:7']"], "error: `devices` must be among those"),
+        (["train.devices = ['CPU:0', '/device:CPU:0']"], "error: `devices` m"),
+        (["train.label_smoothing = 1.0"], "error: `label_smoothing` must be"),
+        (["resnet.Resnet.filters = [4, 0, 8]"], "error: `filters[1]` must be"),
+        (["train.workdir = ' '"], "error: `workdir` must be a folder that can"),
+        (["import os"], "error: --gin_bindings, line 1: a config that imports"),
         (["data.pad_crop_flip.pad = -1"], "error: `pad` must be >= 0."),
         (["resnet.Resnet.strides = '1, inf'"], "error: `strides` must be num"),
         (
@@ -408,6 +481,162 @@ def test_a_bad_setting_ends_a_process_in_one_line(data_dir, tmp_path):
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: `smoothness_factor` must be a finite")
     assert "is set in --gin_bindings, line 1" in last
+
+
+def test_a_second_run_in_a_workdir_is_refused(data_dir, tmp_path, main_here):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    code = (
+        "import pathlib, sys, time; from diffstride import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(workdir)], stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        status, _, err = main_here(workdir, data_dir, *TINY)
+        assert status == 1
+        last = err.strip().splitlines()[-1]
+        assert last.startswith(f"error: Another run is at work in {workdir};")
+        assert list(workdir.iterdir()) == []
+    finally:
+        other.kill()
+        other.wait()
+    # However the process ended, the lock is gone; and again after each use.
+    for _ in range(2):
+        with files.locked(workdir):
+            assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_one_line(
+    number, finished, data_dir, tmp_path, main_here, monkeypatch
+):
+    monkeypatch.setattr(
+        callbacks.EpochRecorder,
+        "on_epoch_begin",
+        lambda self, epoch, logs=None: os.kill(os.getpid(), number),
+    )
+    before = signal.getsignal(number)
+    done = tmp_path / "done"
+    shutil.copytree(finished[0], done)
+    for workdir, how in (
+        (tmp_path / "new", "The same command starts again."),
+        (done, f"The same command goes on after epoch 4, in {done}."),
+    ):
+        status, out, err = main_here(
+            workdir, data_dir, *TINY, "train.num_epochs = 5"
+        )
+        assert status == 128 + number
+        assert "test accuracy" not in out
+        assert err.strip().splitlines()[-1] == f"Stopped. {how}"
+        assert not [path for path in workdir.rglob("unfinished*")]
+    assert signal.getsignal(number) == before
+
+
+# Parameters, and values, that a config may join: hardly any of them rightly.
+KEYS = [
+    "train.num_epochs",
+    "train.workdir",
+    "train.seed",
+    "train.devices",
+    "train.model_cls",
+    "train.load_data_fn",
+    "train.optimizer_cls",
+    "train.label_smoothing",
+    "data.load_datasets.name",
+    "data.load_datasets.batch_size",
+    "data.load_datasets.augment_fn",
+    "data.load_datasets.mixup_alpha",
+    "data.load_datasets.test_split",
+    "data.load_datasets.mean",
+    "resnet.Resnet.filters",
+    "resnet.Resnet.strides",
+    "resnet.Resnet.id_only",
+    "resnet.Resnet.pooling_cls",
+    "resnet.Resnet.num_output_classes",
+    "resnet.Resnet.output_activation",
+    "pooling.DiffStride.smoothness_factor",
+    "pooling.DiffStride.cropping",
+    "pooling.DiffStride.dtype",
+    "keras.optimizers.SGD.learning_rate",
+    "keras.optimizers.SGD.clipnorm",
+    "keras.optimizers.schedules.CosineDecay.decay_steps",
+    "A",
+    "a/train.seed",
+    "gin.macro.value",
+    "include",
+    "import os",
+    "x:\n  y",
+    "nothing.at_all",
+]
+VALUES = [
+    *("None", "True", "''", "'x'", "b'ab'", "0", "-1", "1e400", "-0.0", "nan"),
+    *("1e38", "9" * 30, "9" * 5000, "0x", "1_0", r"'\0'", "'~'", "'/dev/null'"),
+    *("[]", "{}", "()", "[[]]", "[None]", "{1: [2]}", "[1, 'a']", "[1] * 2"),
+    *("['CPU:0', 'CPU:0']", "[4, 4]", "[1, 2, 3]", "'1, 2'", f"'{'x' * 5000}'"),
+    *("%A", "%gin.REQUIRED", "@A", "@train.train", "@train.train()"),
+    *("@resnet.Resnet", "@resnet.Resnet()", "@x/y/resnet.resnet18"),
+    *("@data.pad_crop_flip", "@data.load_datasets()", "@pooling.DiffStride"),
+    *("@keras.optimizers.SGD()", "@keras.optimizers.schedules.CosineDecay()"),
+    *("@gin.singleton()", "@gin.macro", "@gin.constant()", "[%A, @A()]", "2j"),
+    *("[" * 300, "(" * 90 + ")" * 90, "...", r"'\ud800'", r"\N", "'" * 3, "`"),
+]
+
+
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_malformed_bindings_end_in_one_line(
+    count, data_dir, tmp_path, main_here, monkeypatch
+):
+    def fit(*args, **kwargs):
+        raise UserError("nothing wrong was found")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.chdir(tmp_path)
+    generator = random.Random(count)
+    wrong = []
+    for number in range(count):
+        bindings = [
+            f"{generator.choice(KEYS)} = {generator.choice(VALUES)}"
+            for _ in range(generator.choice([1, 1, 2]))
+        ]
+        status, _, err = main_here(
+            tmp_path / str(number), data_dir, *TINY[:2], *bindings
+        )
+        last = err.strip().split("\n")[-1]
+        # The net, which names --debug, is for what nobody thought of.
+        if not (
+            status == 1
+            and last.startswith("error: ")
+            and len(last) < 1100
+            and "Traceback" not in err
+            and "--debug" not in last
+        ):
+            wrong.append((bindings, status, err[-2000:]))
+    assert not wrong
+
+
+def test_a_workdir_at_home(data_dir, tmp_path, main_here, monkeypatch):
+    def fit(*args, **kwargs):
+        with pytest.raises(UserError, match="Another run is at work in"):
+            with files.locked(tmp_path / "run"):
+                pass
+        raise MemoryError("of a network too large")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    status, _, err = main_here("~/run", data_dir, *TINY)
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: MemoryError: of a network too large")
+    assert last.endswith("(--debug shows where this comes from)")
+    assert (tmp_path / "run" / "config.gin").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_stray_argument_and_a_missing_flag(main_here):
@@ -555,7 +784,7 @@ def test_stride_cost_weight(learned, data_dir, tmp_path, caplog):
         )
     assert ("`stride_cost_weight` has no effect" in caplog.text) != learned
     (trained,) = seen
-    stem, block = stride_variables(trained)
+    stem, block = (x.stride_weights for x in pooling_layers(trained))
     if learned:
         (row,) = rows(tmp_path / "run")
         assert row["loss"] > 1e4 * row["stride_cost"]

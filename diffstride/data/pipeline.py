@@ -5,6 +5,7 @@ the example, so that a run taken up again at some epoch sees the same batches as
 one that was never stopped.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,6 +32,8 @@ class Datasets:
         num_classes: number of classes.
         image_shape: shape of an image, in the data format of the batches.
         steps_per_epoch: number of training batches in an epoch.
+        reading: gives a context that turns what is wrong with the data, as
+            batches are made of it, into one line.
     """
 
     epoch: Callable[[int], tf.data.Dataset]
@@ -38,6 +41,9 @@ class Datasets:
     num_classes: int
     image_shape: tuple[int, int, int]
     steps_per_epoch: int
+    reading: Callable[[], contextlib.AbstractContextManager] = (
+        contextlib.nullcontext
+    )
 
     def epochs(
         self, first: int = 0, last: int | None = None
@@ -93,7 +99,7 @@ def load_datasets(
         std: deviation of each channel, with the same default.
         train_split: TFDS split to train on, such as `"train[:90%]"`.
         test_split: TFDS split to test on; by default `"test"`, or else
-            `"validation"`.
+            `"validation"`, the first that has labels.
         shuffle_buffer: number of (still encoded) examples that are held and
             shuffled together, one such window after the other; by default all
             of them, a full shuffle. To be set where they exceed the memory.
@@ -112,7 +118,9 @@ def load_datasets(
     test_split = test_split or source.default_test_split()
     train = source.examples("train_split", train_split)
     test = source.examples("test_split", test_split)
-    mean, std = source.normalization(train, mean, std)
+    reading = partial(source.reading, train_split, test_split)
+    with reading():
+        mean, std = source.normalization(train, mean, std)
     num_examples = int(train.cardinality())
     images_per_batch = batch_size * (2 if mixup_alpha else 1)
     if num_examples < images_per_batch:
@@ -142,6 +150,7 @@ def load_datasets(
         source.num_classes,
         image_shape,
         num_examples // images_per_batch,
+        reading,
     )
 
 
@@ -193,14 +202,14 @@ class _Epoch:
 
         The image is augmented only if there is a seed.
         """
-        image = self.source.decode(image)
+        image, label = self.source.decode(image, label)
         if seed is not None and self.augment_fn is not None:
             image = self.augment_fn(image, seed)
         image = image / 255.0 - tf.constant(self.mean)
         image = image / tf.constant(self.std)
         if self.channels_first:
             image = tf.transpose(image, (2, 0, 1))
-        return image, tf.one_hot(label, self.source.num_classes)
+        return image, label
 
     def _mix(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor

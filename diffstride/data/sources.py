@@ -1,15 +1,17 @@
 """Where images come from: a TFDS data set, on disk and decoded."""
 
 import contextlib
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
-from diffstride.datasets import find_builder
+from diffstride.datasets import building, find_builder
 from diffstride.errors import DataError
 
 # Mean and deviation of each channel, for pixels in [0, 1]. Those of cifar10 are
@@ -22,7 +24,11 @@ NORMALIZATION = {
     "mnist": ((0.1307,), (0.3081,)),
 }
 _MEASURED_EXAMPLES = 10_000
+_LOOKED_AT_LABELS = 100
 _NETWORK_TIMEOUT_S = 5
+# The operations that give batches, as errors name them. A model's errors may
+# have copies of a batch between devices, followed by "/_4".
+_ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
 
 
 class Source:
@@ -54,15 +60,16 @@ class Source:
         self.num_classes = self.features["label"].num_classes
 
     def default_test_split(self) -> str:
-        """Returns `"test"`, or else `"validation"`."""
+        """Returns `"test"`, or else `"validation"`: the first with labels."""
         splits = self.builder.info.splits
         for split in ("test", "validation"):
-            with contextlib.suppress(KeyError, ValueError):
-                return splits[split].name
+            if split in splits:
+                if not self._wrong_labels(self._read(split), split):
+                    return split
         raise DataError(
-            f"'{self.name}' has no test split; set `train_split` and "
-            "`test_split`, such as 'train[:90%]' and 'train[90%:]'. It has: "
-            f"{sorted(splits)}"
+            f"'{self.name}' has no test split with labels (-1 is none); set "
+            "`train_split` and `test_split`, such as 'train[:90%]' and "
+            f"'train[90%:]'. It has: {sorted(splits)}"
         )
 
     def examples(self, argument: str, split: str) -> tf.data.Dataset:
@@ -71,28 +78,53 @@ class Source:
         `argument` is the name of the argument that gave the split.
         """
         try:
-            examples = self.builder.as_dataset(
-                split=split,
-                shuffle_files=False,
-                decoders={"image": tfds.decode.SkipDecoding()},
-                read_config=tfds.ReadConfig(try_autocache=False),
-            )
+            examples = self._read(split)
         except (ValueError, KeyError) as error:
             raise DataError(
                 f"`{argument}` must be a split of '{self.name}'. Received: "
                 f"{argument}={split!r}. {error}"
             ) from error
-        return examples.map(lambda each: (each["image"], each["label"]))
+        if wrong := self._wrong_labels(examples, split):
+            raise DataError(
+                f"`{argument}` must have labels from 0 to "
+                f"{self.num_classes - 1}. Received: {argument}={split!r}, with "
+                f"{wrong[0]}. Splits: {sorted(self.builder.info.splits)}"
+            )
+        return examples
 
-    def decode(self, image: tf.Tensor) -> tf.Tensor:
-        """Returns the pixels in [0, 255], as float32, at the size asked for."""
+    @contextlib.contextmanager
+    def reading(self, *splits: str) -> Iterator[None]:
+        """Names the file in these splits that cannot be read, in one line.
+
+        Errors of anything but a data set's iterator pass as they are.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if not re.search(_ITERATOR, str(error)):
+                raise
+            logging.info("Looking for what is wrong with '%s'", self.name)
+            fault = next(filter(None, map(self._fault, splits)), None)
+            what = fault or f"{_plain(error)}. Files are whole; `augment_fn`?"
+            raise DataError(f"'{self.name}' cannot be used: {what}") from error
+
+    def decode(
+        self, image: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns pixels in [0, 255] at the size asked for; one-hot label."""
         feature = self.features["image"]
-        image = tf.cast(feature.decode_example(image), tf.float32)
+        image = _as_bytes(feature.decode_example(image))
         if self.image_size is None:
-            return tf.ensure_shape(image, feature.shape)
-        if self.resizing == "pad":
-            return tf.image.resize_with_crop_or_pad(image, *self.image_size)
-        return tf.image.resize(image, self.image_size, antialias=True)
+            image = tf.ensure_shape(image, feature.shape)
+        elif self.resizing == "pad":
+            image = tf.image.resize_with_crop_or_pad(image, *self.image_size)
+        else:
+            image = tf.image.resize(image, self.image_size, antialias=True)
+        tf.debugging.Assert(
+            (0 <= label) & (label < self.num_classes),
+            [f"Labels must be below {self.num_classes}. Received:", label],
+        )
+        return image, tf.one_hot(label, self.num_classes)
 
     def normalization(
         self,
@@ -122,7 +154,7 @@ class Source:
     def _measure(self, examples: tf.data.Dataset) -> tuple:
         """Mean and deviation of each channel over some examples."""
         total, total_of_squares, count = 0.0, 0.0, 0
-        images = examples.map(lambda image, _: self.decode(image) / 255.0)
+        images = examples.map(lambda *each: self.decode(*each)[0] / 255.0)
         for batch in images.batch(256).as_numpy_iterator():
             pixels = batch.astype("float64").reshape(-1, batch.shape[-1])
             total += pixels.sum(0)
@@ -132,11 +164,71 @@ class Source:
         std = np.sqrt(np.maximum(total_of_squares / count - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
 
+    def _read(
+        self, split: str, files_fn: Callable[[list], list] | None = None
+    ) -> tf.data.Dataset:
+        """Pairs of a split, or of those of its files that `files_fn` picks."""
+        examples = self.builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                try_autocache=False, experimental_interleave_sort_fn=files_fn
+            ),
+        )
+        return examples.map(lambda each: (each["image"], each["label"]))
+
+    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
+        """Those among the first labels that are no class; TFDS writes -1."""
+        with self.reading(split):
+            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
+        labels = labels.numpy().tolist()
+        return [each for each in labels if not 0 <= each < self.num_classes]
+
+    def _fault(self, split: str) -> str | None:
+        """Finds the first file of a split that is faulty, and tells how."""
+        for file in self.builder.info.splits[split].file_instructions:
+            examples = self._read(split, lambda _, file=file: [file])
+            try:
+                for _ in examples.map(self.decode, tf.data.AUTOTUNE):
+                    pass
+            except tf.errors.OpError as error:
+                what = _plain(error).removeprefix(f"{file.filename}; ")
+                return (
+                    f"{what}, in {file.filename}. If it is damaged, remove "
+                    f"{self.builder.data_path} and build it again"
+                )
+        return None
+
+
+def _as_bytes(image: tf.Tensor) -> tf.Tensor:
+    """Scales pixels from the range of their dtype, or [0, 1], to [0, 255]."""
+    low, high = 0, 1
+    if image.dtype.is_integer:
+        low, high = image.dtype.min, image.dtype.max
+    elif image.dtype.is_floating:
+        tf.debugging.Assert(
+            tf.reduce_all((image >= 0) & (image <= 1)),
+            ["Float images must be from 0 to 1. Received:", image],
+        )
+    return (tf.cast(image, tf.float32) - low) / ((high - low) / 255)
+
+
+def _plain(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, without the names of its operations."""
+    noise = (
+        r"(?s)Error in user-defined function .*? iterator: \S+: |"
+        r"Graph execution error:.*<stack traces unavailable>|"
+        r"\s\[\[\{.*|\{\{.*?\}\}|\[Op:.*"
+    )
+    return " ".join(re.sub(noise, "", error.message).split()).rstrip(".")
+
 
 def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
     features = dict(features or {})
     if not (
         isinstance(features.get("label"), tfds.features.ClassLabel)
+        and features["label"].num_classes
         and isinstance(features.get("image"), tfds.features.Image)
     ):
         raise DataError(
@@ -167,18 +259,12 @@ def _checked_size(
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Builds a data set that is not on disk, if need be from the network."""
     if builder.data_path.exists():
+        if not builder.info.splits:
+            raise DataError(f"{builder.data_path} is damaged; remove it")
         return
     _check_reachable(builder)
-    try:
+    with building(builder):
         builder.download_and_prepare()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"Data set '{builder.name}' could not be built in "
-            f"{builder.data_dir_root}: {type(error).__name__}: "
-            f"{str(error)[:500]}"
-        ) from error
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:

@@ -11,16 +11,14 @@ archives that TFDS would download, which are checked by TFDS.
 import gzip
 import hashlib
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
-from tensorflow_datasets.core.download.download_manager import (
-    NonMatchingChecksumError,
-)
 
-from diffstride.datasets import find_builder
+from diffstride.datasets import building, find_builder
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
@@ -30,6 +28,12 @@ _DATA_DIR = flags.DEFINE_string(
     None,
     "Where to build; default is TFDS's own choice.",
     allow_override=True,  # One process may import `main` too, which has it.
+)
+flags.DEFINE_bool(
+    "debug",
+    False,
+    "Whether an unexpected error shows where it comes from.",
+    allow_override=True,
 )
 
 # SHA-256 of the uncompressed files. Packages recompress them, so the checksums
@@ -57,9 +61,10 @@ def prepare(
     builder = find_builder(name, data_dir)
     if builder.data_path.exists():
         return builder
-    folder = pathlib.Path(files)
+    folder = pathlib.Path(files).expanduser()
     if name == "fashion_mnist":
-        _store_fashion_mnist(builder, folder)
+        with building(builder):
+            _store_fashion_mnist(builder, folder)
         return find_builder(name, data_dir)
     wanted = [info.filename for info in (builder.url_infos or {}).values()]
     if not wanted or not all(wanted):
@@ -74,14 +79,9 @@ def prepare(
             f"`files` must be a folder with the archives of '{name}': "
             f"{', '.join(wanted)}. Missing in {folder}: {', '.join(missing)}"
         )
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=folder)
-        )
-    except NonMatchingChecksumError as error:
-        raise DataError(
-            f"An archive in {folder} is not the published one: {error}"
-        ) from error
+    config = tfds.download.DownloadConfig(manual_dir=folder)
+    with building(builder):
+        builder.download_and_prepare(download_config=config)
     return builder
 
 
@@ -121,7 +121,7 @@ def _read_checked(folder: pathlib.Path, name: str) -> np.ndarray:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != _FASHION_MNIST[name]:

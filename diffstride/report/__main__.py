@@ -19,8 +19,9 @@ from diffstride.runs import read_runs
 def main(argv: list[str]) -> int:
     """Reads the runs, writes the report, prints where it is."""
     args = _arguments(argv[1:])
-    for path in args.runs:
-        if not pathlib.Path(path).exists():
+    runs = [pathlib.Path(run).expanduser() for run in args.runs]
+    for path in runs:
+        if not path.exists():
             raise UserError(
                 f"RUNS must be workdirs, folders of them or .jsonl files. "
                 f"Received: {path}, which does not exist"
@@ -37,8 +38,8 @@ def main(argv: list[str]) -> int:
             f"A report needs {error.name}; pip install 'diffstride[report]' "
             "brings it"
         ) from error
-    records = read_runs(args.runs)
-    folder = pathlib.Path(args.output)
+    records = read_runs(runs)
+    folder = pathlib.Path(args.output).expanduser()
     print(page.write(records, folder, args.title, args.trajectory))
     return 0
 
@@ -57,6 +58,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="Run that is shown by itself; other figures of learned strides "
         "show runs of its settings. Default: one with moved strides.",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="Tell where errors come from."
     )
     return parser.parse_args(argv)
 

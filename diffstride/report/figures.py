@@ -1,6 +1,5 @@
 """The figures of a report: which there are, and those that compare methods."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from diffstride.formatting import harmless
 from diffstride.report import masks, strides, style
 from diffstride.report.study import (
     MISSING,
@@ -25,27 +25,28 @@ _MOST_PANELS = 6
 _Figure = tuple[str, str, Callable[[Any], plt.Figure | str], Any, str]
 
 
-def draw_all(study: Study, shown: Shown, folder: pathlib.Path) -> list[str]:
-    """Draws all figures for which there are data; returns their Markdown."""
-    parts = []
+def draw_all(
+    study: Study, shown: Shown
+) -> tuple[list[str], dict[str, plt.Figure]]:
+    """Draws the figures for which there are data: Markdown, and by file."""
+    parts, drawings = [], {}
     for stem, heading, draw, subject, caption in [
         *_of_accuracy(study),
         *_of_strides(shown),
     ]:
-        path = folder / f"{stem}.png"
         if subject is not study and shown.single is None:
             drawn = "no run has learned strides"
         else:
             drawn = draw(subject)
+        heading = harmless(heading)
+        parts.append(f"### {heading}")
         if isinstance(drawn, str):
-            path.unlink(missing_ok=True)  # Of an earlier report.
-            parts += [f"### {heading}", f"No figure: {drawn}."]
+            parts.append(harmless(f"No figure: {drawn}."))
         else:
-            drawn.savefig(path)
             plt.close(drawn)
-            image = f"![{heading}]({path.name})"
-            parts += [f"### {heading}", image, caption]
-    return parts
+            drawings[f"{stem}.png"] = drawn
+            parts += [f"![{heading}]({stem}.png)", harmless(caption)]
+    return parts, drawings
 
 
 def _of_accuracy(study: Study) -> list[_Figure]:

@@ -1,11 +1,14 @@
 """The Markdown of a report."""
 
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from diffstride.files import make_folder
+from diffstride import files
+from diffstride.errors import UserError
+from diffstride.formatting import harmless
 from diffstride.report import tables
 from diffstride.report.study import Study, axis_label, shown, study
 from diffstride.settings import LAMBDA, STRIDES, bindings
@@ -25,22 +28,56 @@ def write(
     title: str = "Runs compared",
     trajectory: str | None = None,
 ) -> pathlib.Path:
-    """Writes a report of records of `runs.read_runs`, and returns its path."""
+    """Writes a report of records of `runs.read_runs`, and returns its path.
+
+    Of what is in the folder, it replaces only an earlier report and its
+    figures.
+    """
     from diffstride.report import figures
 
     runs = study(records)
     chosen = shown(runs, trajectory)
-    make_folder(folder, "--output")
-    parts = [*head(runs, title), "## Figures"]
-    parts += figures.draw_all(runs, chosen, folder)
+    path = files.make_folder(folder, "--output") / "report.md"
+    pictures, drawings = figures.draw_all(runs, chosen)
+    before = _earlier_figures(path, drawings)
+    parts = [*map(harmless, head(runs, title)), "## Figures", *pictures]
     if runs.failed:
-        parts += ["## Runs that failed", tables.failed_table(runs.failed)]
+        failed = harmless(tables.failed_table(runs.failed))
+        parts += ["## Runs that failed", failed]
     if runs.unfinished:
         names = ", ".join(record["name"] for record in runs.unfinished)
-        parts += ["## Runs that did not end", f"{names}."]
-    path = folder / "report.md"
-    path.write_text("\n\n".join(parts) + "\n")
+        parts += ["## Runs that did not end", harmless(f"{names}.")]
+    for name in before - drawings.keys():
+        (folder / name).unlink(missing_ok=True)
+    # The text first, which tells a later report that the figures are ours.
+    files.replace_text(path, "\n\n".join(parts) + "\n")
+    for name, figure in drawings.items():
+        files.replace_file(folder / name, figure.savefig)
     return path
+
+
+def _earlier_figures(path: pathlib.Path, names: Iterable[str]) -> set[str]:
+    """The figures of a report that is there; refuses what no report wrote."""
+
+    def read(path: pathlib.Path) -> set[str]:
+        text = files.read_text(path)
+        if text.strip() and "\n\n## Test accuracy, %\n\n|" not in text:
+            raise UserError("without a table of test accuracy")
+        return set(re.findall(r"^!\[.*\]\((\w+\.png)\)$", text, re.MULTILINE))
+
+    found = (
+        files.read_ours(
+            path, "report.md in --output", "an earlier report", read
+        )
+        or set()
+    )
+    for name in names:
+        if name not in found and (path.parent / name).exists():
+            raise UserError(
+                f"--output={path.parent} holds {name}, which is not of an "
+                "earlier report and would be lost. Choose another folder"
+            )
+    return found
 
 
 def head(runs: Study, title: str) -> list[str]:

@@ -85,6 +85,7 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
     """Sorts records of `runs.read_runs`; what is given twice counts once."""
     ended, failed, unfinished = [], [], []
     for record in records:
+        record = {**record, "name": " ".join(record["name"].split())}
         kind = ended if record.get("summary") else unfinished
         kind = failed if record.get("error") else kind
         if record not in kind:
@@ -252,7 +253,9 @@ def _plain(key: str, value: Any) -> Any:
         value = ",".join(map(str, value))
     if key == STRIDES:
         return "".join(str(value).strip("[]()").split())
-    return "none" if value is None else value
+    if isinstance(value, (int, float)):
+        return value
+    return "none" if value is None else " ".join(str(value).split())
 
 
 def _distinct_bindings(records: list[dict[str, Any]]) -> list[str]:
@@ -278,7 +281,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": record["name"],
         "method": _method(record),
-        "seed": record["settings"].get("seed", summary.get("seed")),
+        "seed": str(record["settings"].get("seed", summary.get("seed"))),
         "accuracy": 100 * summary["test_accuracy"],
         "macs": cost.get("macs", math.nan) / 1e6,
         "memory": cost.get("activation_bytes", math.nan) / 1e6,

@@ -53,6 +53,7 @@ plt.rcParams.update(
         "lines.markersize": 5,
         "figure.constrained_layout.use": True,
         "savefig.dpi": 110,
+        "text.parse_math": False,
     }
 )
 

@@ -60,12 +60,13 @@ def _sweep(args: argparse.Namespace) -> Sweep:
     name = pathlib.Path(args.grid[0]).stem if is_file else "sweep"
     return Sweep(
         runs=grid.plan(asked.products),
-        folder=pathlib.Path(args.workdir or f"exp/{name}"),
+        folder=pathlib.Path(args.workdir or f"exp/{name}").expanduser(),
         gin_config=gin_config,
         bindings=[*asked.bindings, *args.gin_bindings],
         data_dir=args.data_dir,
         jobs=args.jobs,
-        output=args.output,
+        output=args.output and args.output.expanduser(),
+        allow_imports=args.allow_imports,
     )
 
 
@@ -93,6 +94,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--output", type=pathlib.Path, help="records of all runs, JSON lines")
     add("--jobs", type=int, default=1, help="runs at once")
     add("--dry_run", action="store_true", help="only list the runs")
+    add(
+        "--allow_imports",
+        action="store_true",
+        help="configs may import, with which they can run any program",
+    )
+    add("--debug", action="store_true", help="tell where errors come from")
     return parser.parse_args(argv)
 
 

@@ -26,6 +26,14 @@ Value = str | int | float | bool
 Settings = dict[str, Value]
 
 
+_PARAMETER = re.compile(r"([\w.]+/)*(\w+\.)+\w+")
+_EXPECTED = {
+    "method": f"one of {', '.join(METHODS)}",
+    "seed": "a whole number from 0 to 2**31 - 1",
+    STRIDES: "positive numbers, such as '1,1,2,2'",
+}
+
+
 class Grid(NamedTuple):
     """What is asked for: all combinations within each of the products."""
 
@@ -89,8 +97,8 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
 
 def _load_file(path: pathlib.Path) -> Grid:
     try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(path.expanduser().read_text())
+    except (OSError, ValueError) as error:  # Of TOML, or not UTF-8.
         raise UserError(f"--grid={path} cannot be read: {error}") from error
     gin_config = content.pop("gin_config", None)
     bindings = content.pop("bindings", [])
@@ -119,7 +127,7 @@ def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
     """The product, its values in the form that settings have."""
     checked = {}
     for axis, values in product.items():
-        if axis not in AXES and "." not in axis:
+        if axis not in AXES and not _PARAMETER.fullmatch(axis):
             raise UserError(
                 f"An axis of --grid must be one of {', '.join(AXES)}, or a gin "
                 "parameter such as keras.optimizers.SGD.learning_rate. "
@@ -128,15 +136,12 @@ def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
         if not isinstance(values, list) or not values or "" in values:
             raise UserError(f"The axis {axis} needs a list of values")
         checked[axis] = [_value(axis, value) for value in values]
-    for value in checked.get("method", []):
-        if value not in METHODS:
-            raise UserError(
-                f"`method` must be one of {', '.join(METHODS)}. "
-                f"Received: {value}"
-            )
-    for value in checked.get("seed", []):
-        if type(value) is not int:
-            raise UserError(f"`seed` must be a whole number. Received: {value}")
+        for value, given in zip(checked[axis], values, strict=True):
+            if not _is_good(axis, value):
+                expected = _EXPECTED.get(axis, "finite, or a text")
+                raise UserError(
+                    f"`{axis}` must be {expected}. Received: {given!r}"
+                )
     return checked
 
 
@@ -145,10 +150,28 @@ def _number(text: str) -> Value:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return text
-    return number if math.isfinite(number) else text
+
+
+def _is_good(axis: str, value: Value) -> bool:
+    """Whether an axis may have a value."""
+    if axis == "method":
+        return value in METHODS
+    if axis == "seed":
+        return type(value) is int and 0 <= value < 2**31
+    if axis == STRIDES and value[:1] not in ("@", "%"):
+        texts = value.split(",")
+        if value[:1] in ("[", "("):
+            texts = [text.strip("[]() ") for text in texts]
+        try:
+            return all(0 < float(text) < math.inf for text in texts)
+        except ValueError:
+            return False
+    if isinstance(value, str):
+        return bool(value.strip())
+    return math.isfinite(value)
 
 
 def _value(axis: str, value: Any) -> Value:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import pathlib
 import re
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from diffstride.errors import UserError
-from diffstride.files import make_folder
+from diffstride.files import make_folder, try_to_lock
 
 _LOCK_SECONDS = 3.0
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -90,9 +89,9 @@ def locked(folder: pathlib.Path) -> Iterator[TextIO]:
 
     The lock holds until this process and those that were given it have ended.
     """
-    with (make_folder(folder, "--workdir") / "sweep.lock").open("w") as lock:
+    with (make_folder(folder, "--workdir") / "sweep.lock").open("a") as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _try_to_lock(lock):
+        while not try_to_lock(lock.fileno()):
             # The children of a process just killed take a moment to die.
             if time.monotonic() > deadline:
                 raise UserError(
@@ -124,14 +123,6 @@ def noting_signals() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _try_to_lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _share_of_cores(jobs: int) -> dict[str, str]:

@@ -13,12 +13,19 @@ from typing import Any, TextIO
 
 from diffstride import settings
 from diffstride.errors import UserError
-from diffstride.files import read_rows, replace_text
-from diffstride.runs import read_json, read_run
+from diffstride.files import (
+    make_folder,
+    read_ours,
+    replace_lines,
+    replace_text,
+    writing,
+)
+from diffstride.runs import read_records, read_run
 from diffstride.sweep.grid import Run
 from diffstride.sweep.processes import Process
 
 _POLL_SECONDS = 0.1
+_ENDED = ("finished", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +39,19 @@ class Sweep:
     data_dir: str | None = None
     jobs: int = 1
     output: pathlib.Path | None = None
+    allow_imports: bool = False
 
     def workdir(self, run: Run) -> pathlib.Path:
         """Returns the folder of a run."""
         return self.folder / run.name
 
     def state(self, run: Run) -> str:
-        """Tells how far a run is; refuses a folder that holds another run."""
-        workdir = self.workdir(run)
-        found = read_json(workdir / "run.json")
-        finished = (workdir / "summary.json").exists()
-        expected = self._identity(run)
-        if finished if found is None else not expected.items() <= found.items():
-            raise UserError(
-                f"{workdir} holds a run with other settings; choose another "
-                f"--workdir, or remove it. Expected {json.dumps(expected)}. "
-                f"Found {json.dumps(found)}"
-            )
-        if found is None:
-            return "to do"
-        if found["error"]:
-            return "failed"
-        return "finished" if finished else "started"
+        """Tells how far a run is; refuses a folder that holds another run.
+
+        One that is damaged is made again: `diffstride.main` goes on with what
+        is whole, or says what is not.
+        """
+        return self._look(run)[0]
 
     def command(self, run: Run) -> list[str]:
         """Returns the command that makes a run, or goes on with it."""
@@ -68,6 +66,8 @@ class Sweep:
             parts.append(f"--seed={run.settings['seed']}")
         if self.data_dir is not None:
             parts.append(f"--data_dir={self.data_dir}")
+        if self.allow_imports:
+            parts.append("--allow_imports")
         return parts
 
     def make(self, lock: TextIO, check: Callable[[], None]) -> dict[str, str]:
@@ -98,9 +98,8 @@ class Sweep:
                         continue
                     running.remove((run, process))
                     error = error or process.error()
-                    summary = self.workdir(run) / "summary.json"
-                    if not error and not summary.exists():
-                        error = f"It left no {summary.name}"
+                    if not error and self.state(run) != "finished":
+                        error = "It left no summary.json"
                     if error:
                         failed[run.name] = error
                         self._record(run, error)
@@ -121,11 +120,36 @@ class Sweep:
             "bindings": [*self.bindings, *run.bindings],
         }
 
-    def _start(self, run: Run, lock: TextIO) -> Process:
+    def _look(self, run: Run) -> tuple[str, dict[str, Any] | None]:
+        """Returns the state of a run, and its record unless it is damaged."""
         workdir = self.workdir(run)
-        workdir.mkdir(exist_ok=True)
+        try:
+            found = read_run(workdir)
+        except UserError:
+            if (workdir / "config.gin").exists():  # Which is checked there.
+                return "damaged", None
+            raise
+        expected = self._identity(run)
+        started = (workdir / "run.json").exists()
+        finished = found["summary"] is not None
+        if not expected.items() <= found.items() if started else finished:
+            found = {key: found[key] for key in expected}
+            raise UserError(
+                f"{workdir} holds a run with other settings; choose another "
+                f"--workdir, or remove it. Expected {json.dumps(expected)}. "
+                f"Found {json.dumps(found)}"
+            )
+        if found["error"]:
+            return "failed", found
+        state = "started" if started else "to do"
+        return "finished" if finished else state, found
+
+    def _start(self, run: Run, lock: TextIO) -> Process:
+        workdir = make_folder(self.workdir(run), "--workdir")
         self._record(run, None)
-        return Process(self.command(run), workdir / "log.txt", lock, self.jobs)
+        log = workdir / "log.txt"
+        with writing(log):
+            return Process(self.command(run), log, lock, self.jobs)
 
     def _record(self, run: Run, error: str | None) -> None:
         record = {**self._identity(run), "jobs": self.jobs, "error": error}
@@ -134,19 +158,12 @@ class Sweep:
 
     def _check_output(self) -> None:
         """Refuses to write over what is not in the workdirs."""
-        if self.output is None or not self.output.exists():
+        if self.output is None:
             return
-        try:
-            # No sweep leaves a last line cut short, which `read_rows` skips.
-            if not f"\n{self.output.read_text()}".endswith("\n"):
-                raise ValueError
-            names = [record["name"] for record in read_rows(self.output)]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                "--output must be a new file, or the records of this sweep. "
-                f"Received: {self.output}, which holds something else"
-            ) from None
-        lost = [n for n in names if not (self.folder / n / "run.json").exists()]
+        records = read_ours(
+            self.output, "--output", "the records of this sweep", read_records
+        )
+        lost = [r["name"] for r in records or [] if not self._has(r)]
         if lost:
             raise UserError(
                 f"--output={self.output} holds {len(lost)} runs that are not "
@@ -154,23 +171,30 @@ class Sweep:
                 "Choose another --output, or the --workdir that has them"
             )
 
+    def _has(self, record: dict[str, Any]) -> bool:
+        """Whether the workdirs hold the run of a record, damaged or not."""
+        folder = self.folder / record["name"]
+        try:
+            found = read_run(folder)
+        except UserError:
+            return True
+        keys = ("settings", "gin_config", "bindings")
+        return all(found[key] == record.get(key) for key in keys)
+
     def _write_output(self) -> None:
         """Writes the records of all ended runs, in the order of the plan."""
         if self.output is None:
             return
-        lines = [
-            json.dumps(read_run(self.workdir(run))) + "\n"
-            for run in self.runs
-            if self.state(run) in ("finished", "failed")
-        ]
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.output, "".join(lines))
+        looks = map(self._look, self.runs)
+        ended = [found for state, found in looks if state in _ENDED]
+        make_folder(self.output.parent, "--output")
+        replace_lines(self.output, ended)
 
     def _tell(self, run: Run, error: str | None, left: list[Run]) -> None:
         """Prints a line on a run that has ended."""
         result = f"failed: {error}"
         if error is None:
-            summary = read_json(self.workdir(run) / "summary.json")
+            summary = read_run(self.workdir(run))["summary"]
             accuracy = 100 * summary["test_accuracy"]
             result = f"{accuracy:.2f} %, {_duration(summary['seconds'])}"
         if left and (seconds := self._seconds_left(left)) is not None:
@@ -183,9 +207,10 @@ class Sweep:
         """What the runs that are left take, by those of the same method."""
         seconds = collections.defaultdict(list)
         for run in self.runs:
-            if self.state(run) == "finished":
-                summary = read_json(self.workdir(run) / "summary.json")
-                seconds[run.settings.get("method")].append(summary["seconds"])
+            state, found = self._look(run)
+            if state == "finished":
+                method = run.settings.get("method")
+                seconds[method].append(found["summary"]["seconds"])
         if not seconds:
             return None
         means = {

@@ -49,6 +49,14 @@ from timing import (  # noqa: E402
     peak_memory,
 )
 
+from diffstride.errors import run_reporting_errors  # noqa: E402
+from diffstride.files import (  # noqa: E402
+    make_folder,
+    read_json,
+    read_ours,
+    replace_text,
+)
+
 FORMATS = ("channels_last", "channels_first")
 # Of about the same number of bytes; then other channels, and no stride.
 BATCHES = {8: 64, 16: 64, 32: 64, 64: 49, 112: 16, 224: 4}
@@ -64,22 +72,31 @@ CASES = [
 MEMORY_CASE = Case(64, 32, 64, "channels_last", 2.0)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Measures, prints the tables, writes the results."""
     arguments = _arguments(argv)
     if given := arguments.plot or arguments.table:
         results = json.loads(pathlib.Path(given).read_text())
         if arguments.plot:
-            benchmark_report.plot(results, "docs/benchmark.png")
+            root = pathlib.Path(__file__).resolve().parents[2]
+            benchmark_report.plot(results, root / "docs" / "benchmark.png")
         else:
             print(benchmark_report.tables(results))
-        return
+        return 0
+    path = arguments.output
+    if path:
+        read_ours(path, "--output", "results of this script", _read_results)
+        make_folder(path.parent, "--output")
     results = measure(arguments)
-    if arguments.output:
-        path = pathlib.Path(arguments.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+    if path:
+        replace_text(path, json.dumps(results, indent=1) + "\n")
     print(benchmark_report.tables(results))
+    return 0
+
+
+def _read_results(path: pathlib.Path) -> Any:
+    shape = {"environment": dict, "layer": [dict], "network": [dict]}
+    return read_json(path, shape, "Move it away")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -213,11 +230,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--seconds", type=float, default=1.0, help="of each layer measurement")
     add("--batch", type=int, default=32, help="images in a training step")
     add("--burst", type=int, default=1, help="training steps in a turn")
-    add("--output", help="where to write the results as JSON")
+    add("--output", type=pathlib.Path, help="receives the results, as JSON")
     add("--table", metavar="JSON", help="print the tables of these results")
     add("--plot", metavar="JSON", help="draw them as docs/benchmark.png")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_reporting_errors(main)(sys.argv[1:]))

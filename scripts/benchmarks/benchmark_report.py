@@ -1,5 +1,6 @@
 """Tables and a picture of what `benchmark.py` has measured."""
 
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -165,7 +166,7 @@ def nanoseconds(row: dict[str, Any]) -> float:
     return 1e6 * backward_ms(row) / values
 
 
-def plot(results: dict[str, Any], picture: str) -> None:
+def plot(results: dict[str, Any], picture: pathlib.Path) -> None:
     """Draws how the cost of a layer grows with size and with channels."""
     import matplotlib
 

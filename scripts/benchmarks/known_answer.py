@@ -17,7 +17,6 @@ the layer. The expected strides are kept with each run.
 
 import argparse
 import itertools
-import json
 import os
 import pathlib
 import sys
@@ -33,9 +32,14 @@ from diffstride import DiffStride, add_stride_cost  # noqa: E402
 from diffstride.cost import cost_of_calls, scalars  # noqa: E402
 from diffstride.environment import environment  # noqa: E402
 from diffstride.errors import UserError, run_reporting_errors  # noqa: E402
-from diffstride.files import read_rows, replace_text  # noqa: E402
+from diffstride.files import (  # noqa: E402
+    make_folder,
+    read_ours,
+    replace_lines,
+)
 from diffstride.masks import RAMPS  # noqa: E402
 from diffstride.profiling import pooling_states, profile  # noqa: E402
+from diffstride.runs import read_records  # noqa: E402
 
 SIZE = 32
 WAVES = 8
@@ -48,9 +52,12 @@ def main(argv: list[str]) -> int:
     """Trains from each start with each ramp; finished runs are kept."""
     arguments = _arguments(argv)
     output = pathlib.Path(arguments.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    records = read_rows(output)
-    done = {each["name"]: each["summary"]["epochs"] for each in records}
+    what = "the records of this script"
+    records = read_ours(output, "--output", what, read_records) or []
+    make_folder(output.parent, "--output")
+    done = {
+        each["name"]: (each["summary"] or {}).get("epochs") for each in records
+    }
     for seed, ramp, start in itertools.product(
         range(arguments.seeds), RAMPS, arguments.starts
     ):
@@ -63,8 +70,7 @@ def main(argv: list[str]) -> int:
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
         if name not in done:
             records.append(run(name, settings, arguments.epochs))
-            lines = [json.dumps(each) + "\n" for each in records]
-            replace_text(output, "".join(lines))
+            replace_lines(output, records)
             _print_end(records[-1])
         elif done[name] != arguments.epochs:
             raise UserError(
@@ -202,6 +208,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="number of seeds")
     add("--weight", type=float, default=0.1, help="lambda")
     add("--epochs", type=int, default=40, help="of 100 steps")
+    add("--debug", action="store_true", help="tell where errors come from")
     return parser.parse_args(argv)
 
 

@@ -1,0 +1,93 @@
+"""Strides and optimizers: weight decay, learning rates of their own."""
+
+import warnings
+from typing import Any
+
+import keras
+
+from diffstride.internals import (
+    exclude_from_weight_decay,
+    optimizer_of,
+    sublayers,
+    uses_weight_decay,
+)
+
+
+def exclude_strides_from_weight_decay(
+    optimizer: keras.Optimizer, model: keras.Model
+) -> keras.Optimizer:
+    """Keeps the strides of a model out of an optimizer's weight decay.
+
+    Decay pulls every stride down, whatever the gradient says. Exclusions made
+    before stay. As in Keras they are not saved: call this again on an optimizer
+    that was loaded.
+
+    Args:
+        optimizer: any optimizer, with or without weight decay.
+        model: a built model.
+
+    Returns:
+        The same optimizer.
+
+    Raises:
+        ValueError: if the model is not built.
+
+    Example:
+
+    >>> optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.05)
+    >>> diffstride.exclude_strides_from_weight_decay(optimizer, model)
+    >>> model.compile(optimizer, "mse")
+    """
+    if not model.built:
+        raise ValueError(
+            f"{model.name} must be built, as its strides are weights. Call it "
+            "on data first, or `build` it."
+        )
+    for layer in _layers(model):
+        variable = layer.stride_weights
+        exclude_from_weight_decay(optimizer_of(optimizer, variable), variable)
+    # A step that was traced before would go on with the decay.
+    model.train_function = None
+    return optimizer
+
+
+def optimizer_findings(model: keras.Model) -> list[str]:
+    """Returns what the optimizer of a model does to strides, and the cure."""
+    optimizer = getattr(model, "optimizer", None)
+    decayed, undone = [], []
+    for layer in _layers(model):
+        if optimizer is None or not layer.stride_weights.trainable:
+            continue
+        own = optimizer_of(optimizer, layer.stride_weights)
+        if uses_weight_decay(own, layer.stride_weights):
+            decayed.append(layer.path)
+        if layer.stride_lr_multiplier not in (0, 1) and not isinstance(
+            own, keras.optimizers.SGD
+        ):
+            undone.append(layer.path)
+    findings = []
+    if decayed:
+        findings.append(
+            "The optimizer's weight decay pulls these strides down, whatever "
+            f"the gradient says: {', '.join(decayed)}. Call `diffstride."
+            "exclude_strides_from_weight_decay(optimizer, model)` before `fit`."
+        )
+    if undone:
+        findings.append(
+            "`stride_lr_multiplier` scales gradients, which the optimizer "
+            f"undoes by normalising them: {', '.join(undone)}. Use SGD, or "
+            "`keras.optimizers.MultiOptimizer` with one for the strides."
+        )
+    return findings
+
+
+def warn_of_optimizer(model: keras.Model) -> None:
+    """Warns of what `optimizer_findings` finds."""
+    for finding in optimizer_findings(model):
+        warnings.warn(finding, stacklevel=1)  # Python tells each text once.
+
+
+def _layers(model: keras.Model) -> list[Any]:
+    return [
+        layer for layer in sublayers(model) if hasattr(layer, "stride_weights")
+    ]
