@@ -118,8 +118,18 @@ def workdir() -> str:
 
 
 def differing(old: str, new: str) -> list[str]:
-    """Lists what two operative configs of one run may not differ in."""
-    return sorted(_fixed_settings(old) ^ _fixed_settings(new))
+    """Lists what two operative configs of one run may not differ in.
+
+    What an older version did not know may have its default in the new one.
+    """
+    before, now = _fixed_settings(old), _fixed_settings(new)
+    known = {statement.partition(" = ")[0] for statement in before}
+    added = {
+        statement
+        for statement in now
+        if statement.partition(" = ")[0] not in known and _is_default(statement)
+    }
+    return sorted((before ^ now) - added)
 
 
 def configs_dir() -> pathlib.Path:
@@ -283,6 +293,16 @@ def _fixed_settings(text: str) -> set[str]:
     }
 
 
+def _is_default(statement: str) -> bool:
+    key, _, value = statement.partition(" = ")
+    selector, _, name = key.rpartition("/")[2].rpartition(".")
+    if not selector:  # A macro.
+        return False
+    function = _function(gin.config.get_configurable(selector))
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and repr(parameter.default) == value
+
+
 def _check_all(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Checks all bindings, and that no macro was meant to be one."""
     statements = list(_statements(files, bindings))
@@ -419,9 +439,7 @@ def _resolve(value: Any, where: str) -> Any:
 
 def _parameters(target: Any) -> dict[str, Any]:
     """Names of the parameters, with a type hint where one is known."""
-    target = inspect.unwrap(target)
-    function = target.__init__ if inspect.isclass(target) else target
-    function = inspect.unwrap(function)
+    target, function = inspect.unwrap(target), _function(target)
     hints = typing.get_type_hints(function)
     result = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -436,6 +454,13 @@ def _parameters(target: Any) -> dict[str, Any]:
             guess = {int: float, float: float, bool: bool}.get(kind)
             result[name] = hints.get(name, guess)
     return result
+
+
+def _function(target: Any) -> Callable:
+    """What has the parameters of a configurable."""
+    target = inspect.unwrap(target)
+    function = target.__init__ if inspect.isclass(target) else target
+    return inspect.unwrap(function)
 
 
 def _hidden_parameters(target: Any) -> dict[str, Any]:

@@ -424,3 +424,27 @@ def test_located_tells_where_a_refused_value_was_set(tmp_path):
     for other in ("`norm` must be ...", message.replace("norm", "other")):
         expected = other.partition(" In call")[0]
         assert config.located(other, [path], []) == expected
+
+
+@pytest.mark.parametrize(
+    "added, accepted",
+    [
+        ("train.budget = None", True),
+        ("train.train.budget = None", True),
+        ("Resnet.pooling_placement = 'after'", True),
+        ("DiffStride.final_smoothness_factor = \\\n    None", True),
+        ("train.smoothness_share = 0.7", True),
+        ("train.smoothness_share = 0.5", False),
+        ("Resnet.pooling_placement = 'before'", False),
+        ("DiffStride.final_smoothness_factor = 0.0", False),
+        ("train.seed = 0", True),
+        ("A = None", False),
+    ],
+)
+def test_a_workdir_of_an_older_version_goes_on(added, accepted):
+    """Settings that have come since have their defaults there."""
+    old = "# Parameters for train:\ntrain.label_smoothing = 0.1\n"
+    differing = config.differing(old, f"{old}{added}\n")
+    assert (not differing) == accepted
+    # What has gone is another matter.
+    assert config.differing(f"{old}{added}\n", old)
