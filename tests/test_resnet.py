@@ -21,6 +21,7 @@ from diffstride import (
     FixedSpectralPooling,
     SpatialPooling,
     freeze,
+    model_cost,
     static_sizes,
 )
 from diffstride.internals import sublayers
@@ -685,3 +686,60 @@ def test_numbers_of_channels_and_classes_that_cannot_be(arguments, expected):
     with pytest.raises(ValueError, match=f"`{expected}` must be") as error:
         Resnet(**{"filters": [4, 4], "strides": [1, 2], **arguments})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("filters", [3, 8])  # Fewer and more than the input.
+def test_pooling_before_the_first_convolution(filters):
+    layer = ResidualLayer(
+        filters,
+        strides=1.7,
+        project=True,
+        pooling_cls=CONFIGURED,
+        pooling_placement="before",
+    )
+    x = np.random.RandomState(0).rand(2, 12, 9, 4).astype("float32")
+    layer(x)  # Builds it.
+    y = layer.conv_in(layer.pooling(layer.bn_in(x)))
+    y = layer.conv_out(layer.bn_out(y)) + layer.conv_shortcut(layer.pooling(x))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(layer(x)),
+        keras.ops.convert_to_numpy(y),
+        atol=1e-5,
+    )
+
+
+def test_where_to_pool_is_saved_and_saves_computation(tmp_path):
+    costs = {}
+    for placement in ("after", "before"):
+        model = Resnet(
+            [4, 4, 8],
+            [1, 2, 2],
+            pooling_cls=CONFIGURED,
+            pooling_placement=placement,
+        )
+        model.build((None, 16, 16, 1))
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert loaded.pooling_placement == placement
+        assert loaded.blocks[0].layers[1].pooling_placement == placement
+        costs[placement] = model_cost(loaded).macs
+    assert costs["before"] < 0.8 * costs["after"]
+
+
+def test_strided_convolutions_know_no_placement():
+    models = []
+    for placement in ("after", "before"):
+        keras.utils.set_random_seed(0)
+        model = Resnet([4, 4, 8], [1, 2, 2], pooling_placement=placement)
+        models.append(model(np.ones((2, 8, 8, 1), "float32")))
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, models))
+
+
+@pytest.mark.parametrize("cls", [ResidualLayer, ResnetBlock, Resnet])
+@pytest.mark.parametrize("placement", ["between", None, 1, ["before"], ""])
+def test_a_placement_that_cannot_be(cls, placement):
+    arguments = {"filters": 4, "strides": 1}
+    if cls is Resnet:
+        arguments = {"filters": [4, 4], "strides": [1, 1]}
+    with pytest.raises(ValueError, match="`pooling_placement` must be one of"):
+        cls(**arguments, pooling_placement=placement)
