@@ -102,8 +102,8 @@ def test_wrong_strides_are_refused(rank, wanted, axes, wrong):
             with pytest.raises(ValueError) as caught:
                 cls(strides)
             assert str(caught.value) == (
-                f"`strides` must be a number >= 1 or {wanted}, for ({axes}). "
-                f"Received: strides={strides!r}"
+                f"`strides` must be a number >= 1 or {wanted}, for ({axes}), "
+                f"up to 16777216. Received: strides={strides!r}"
             )
 
 
