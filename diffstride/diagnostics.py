@@ -14,7 +14,13 @@ from keras import ops
 
 from diffstride.optimization import optimizer_findings
 from diffstride.pooling import BaseDiffStride
-from diffstride.profiling import Call, blank_example, intercepted, profile
+from diffstride.profiling import (
+    Call,
+    blank_example,
+    intercepted,
+    profile,
+    send,
+)
 
 
 def check(model: keras.Model, input_shape: Any = None) -> list[str]:
@@ -188,7 +194,7 @@ def _taken_for_granted(
             with keras.StatelessScope(
                 [(call.layer.stride_weights, _moved(call))]
             ):
-                _run(model, example)
+                send(example, model)
         except Exception as error:  # Each backend has its own.
             errors[call.name] = str(error).partition("\n")[0]
     if not errors:
@@ -199,15 +205,6 @@ def _taken_for_granted(
         " one shared DiffStride layer; before a dense layer, use global pooling"
         f" instead of `Flatten`. Keras says: {[*errors.values()][0]}"
     ]
-
-
-def _run(model: keras.Model, example: Any) -> None:
-    if keras.backend.backend() != "jax":
-        model(example, training=False)
-    else:  # Without compiling anything.
-        import jax
-
-        jax.eval_shape(lambda x: model(x, training=False), example)
 
 
 def _moved(call: Call) -> np.ndarray:

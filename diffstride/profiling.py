@@ -88,7 +88,7 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
 
     try:
         with intercepted(leaves, recorded):
-            model(example, training=False)
+            send(example, model)
     except Exception as error:
         learned = [
             f"{call.name} gave {call.output_shape}"
@@ -102,6 +102,16 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
             )
         raise
     return calls
+
+
+def send(example: Any, model: keras.Model) -> None:
+    """Sends an example through a model, for what happens on its way."""
+    if keras.backend.backend() != "jax":
+        model(example, training=False)
+    else:  # Shapes are enough, and nothing has to be compiled.
+        import jax
+
+        jax.eval_shape(lambda x: model(x, training=False), example)
 
 
 def blank_example(model: keras.Model, input_shape: Any = None) -> Any:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from maps import JAX
 
 from diffstride import (
     DiffStride,
@@ -105,6 +106,7 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
     assert shapes["layer_1_conv_in"] == (7, 7)  # Of the last block.
 
 
+@pytest.mark.skipif(JAX, reason="slow there, and one program is enough")
 def test_strided_trains_and_loads_without_this_package(tmp_path):
     hardened = harden(network(), "strided", verbose=False)
     assert {

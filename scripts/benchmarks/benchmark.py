@@ -49,6 +49,7 @@ from timing import (  # noqa: E402
     peak_memory,
 )
 
+from diffstride import model_cost  # noqa: E402
 from diffstride.errors import run_reporting_errors  # noqa: E402
 from diffstride.files import (  # noqa: E402
     make_folder,
@@ -146,13 +147,22 @@ def network_rows(data_format: str, arguments: argparse.Namespace) -> list[dict]:
     if data_format == "channels_first":
         x = np.moveaxis(x, -1, 1).copy()
     y = random.integers(10, size=batch * burst)
+    models = {
+        name: network(each, data_format)
+        for name, each in network_contenders().items()
+    }
     calls = {
-        name: network_calls(network(pooling, data_format), x, y, burst)
-        for name, pooling in network_contenders().items()
+        name: network_calls(model, x, y, burst)
+        for name, model in models.items()
     }
     rows = {
-        name: {"contender": name, "batch": batch, "data_format": data_format}
-        for name in calls
+        name: {
+            "contender": name,
+            "batch": batch,
+            "data_format": data_format,
+            "macs": model_cost(model).macs,
+        }
+        for name, model in models.items()
     }
     for measure in ("forward", "step"):
         runs = {name: call[measure] for name, call in calls.items()}

@@ -128,18 +128,24 @@ def _memory(rows: Rows, name: str) -> str:
 
 
 def _network_table(rows: list[dict]) -> list[str]:
-    header = ["pooling", "forward, ms", "training step, ms", "/ strided"]
-    header += ["/ spectral", "/ floor", "peak memory of a step, MB"]
+    header = ["pooling", "MACs / strided", "forward, ms", "/ strided"]
+    header += ["training step, ms", "/ strided", "/ spectral", "/ floor"]
+    header += ["peak memory of a step, MB"]
     steps = {row["contender"]: row["step_ms"]["median"] for row in rows}
+    strided = {row["contender"]: row for row in rows}["strided"]
     lines = []
     for row in rows:
         step = steps[row["contender"]]
         lines.append(
             [
                 row["contender"],
+                f"{row['macs'] / strided['macs']:.2f}"
+                if "macs" in row
+                else "-",
                 _number(row["forward_ms"]["median"]),
+                _ratio(row, strided, "forward_ms"),
                 _number(step),
-                f"{step / steps['strided']:.2f}",
+                _ratio(row, strided, "step_ms"),
                 f"{step / steps['spectral']:.2f}",
                 f"{step / steps[FLOOR]:.2f}",
                 _number(row.get("step_mb")),
@@ -147,6 +153,10 @@ def _network_table(rows: list[dict]) -> list[str]:
         )
     title = f"batch {rows[0]['batch']}, {rows[0]['data_format']}"
     return [f"**ResNet-18, 32 x 32, {title}**", markdown(header, lines)]
+
+
+def _ratio(row: dict, other: dict, measure: str) -> str:
+    return f"{row[measure]['median'] / other[measure]['median']:.2f}"
 
 
 def _number(value: float | None) -> str:

@@ -61,10 +61,10 @@ class LayerCall:
             resampling.LOW_RANK_SIZE = usual
 
 
-def network(pooling: Any, data_format: str) -> keras.Model:
+def network(arguments: dict[str, Any], data_format: str) -> keras.Model:
     """Builds and compiles a ResNet-18 for images of 32 x 32."""
     first = data_format == "channels_first"
-    model = resnet18(pooling_cls=pooling, channels_first=first)
+    model = resnet18(**arguments, channels_first=first)
     model.build((None, 3, 32, 32) if first else (None, 32, 32, 3))
     model.compile(
         # At stride 2 sizes lie on an edge, where the least move of a stride

@@ -94,8 +94,11 @@ def layer_contenders(case: Case) -> dict[str, Contender]:
 
 
 def network_contenders() -> dict[str, Any]:
-    """Lists the pooling classes of the networks that are compared, by name."""
-    return {
+    """Lists the networks that are compared, by the arguments of `resnet18`.
+
+    A hard mask is what a schedule of the smoothness ends with.
+    """
+    classes = {
         "strided": None,
         "spectral": FixedSpectralPooling,
         "outer": DiffStride,
@@ -105,6 +108,16 @@ def network_contenders() -> dict[str, Any]:
         "straight-through": functools.partial(
             DiffStride, ramp="straight_through"
         ),
+    }
+    before = {
+        "spectral": FixedSpectralPooling,
+        "outer": DiffStride,
+        "outer, hard": functools.partial(DiffStride, smoothness_factor=0.0),
+        "inner": classes["inner"],
+    }
+    return {name: {"pooling_cls": cls} for name, cls in classes.items()} | {
+        f"{name}, before": {"pooling_cls": cls, "pooling_placement": "before"}
+        for name, cls in before.items()
     }
 
 
