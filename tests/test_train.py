@@ -348,6 +348,43 @@ def test_a_damaged_run_is_summed_up_again(
         path.write_bytes(whole)
 
 
+def test_a_budget_and_a_schedule_end_alike_when_interrupted(
+    data_dir, tmp_path, main_here, monkeypatch
+):
+    bindings = [
+        *TINY,
+        "train.num_epochs = 4",
+        "train.budget = 40000",
+        "pooling.DiffStride.final_smoothness_factor = 0.0",
+        "resnet.Resnet.pooling_placement = 'before'",
+    ]
+    keep = callbacks.Backup.on_epoch_end
+
+    def keep_and_stop(backup, epoch, logs=None):
+        keep(backup, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.Backup, "on_epoch_end", keep_and_stop)
+        status, _, err = main_here(tmp_path / "again", data_dir, *bindings)
+        assert status == 130 and "goes on after epoch 2" in err
+    for name in ("again", "whole"):
+        status, _, err = main_here(tmp_path / name, data_dir, *bindings)
+        assert status == 0, err
+    whole = weights(tmp_path / "whole")
+    for path, value in weights(tmp_path / "again").items():
+        np.testing.assert_array_equal(value, whole[path])
+    macs = [row["macs"] for row in rows(tmp_path / "whole")]
+    assert macs[0] > 60_000 and abs(macs[-1] / 40_000 - 1) < 0.05
+    assert float(whole["resnet/pooling/smoothness"]) == 0
+    status, _, err = main_here(
+        tmp_path / "other", data_dir, *TINY, "train.budget = 10"
+    )
+    assert status == 1 and "`macs` must be a budget" in err
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     "files, refused",
     [
