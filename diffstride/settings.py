@@ -29,12 +29,16 @@ PARAMETERS = {
     LAMBDA: ["train.train.stride_cost_weight"],
     "shared": ["pooling.DiffStride.shared_stride"],
     "stride_lr": ["pooling.DiffStride.stride_lr_multiplier"],
+    "final_smoothness": ["pooling.DiffStride.final_smoothness_factor"],
+    "placement": ["resnet.Resnet.pooling_placement"],
+    "budget": ["train.train.budget"],
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
     "pooling.DiffStride.": RAMPS,
     "pooling.FixedSpectralPooling.": ("spectral",),
     "train.train.stride_cost_weight": RAMPS,
+    "train.train.budget": RAMPS,
 }
 AXES = ("method", *PARAMETERS, "seed")
 

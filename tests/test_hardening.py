@@ -42,6 +42,10 @@ def network(strides=(1.2, 2.3, 2.6), shape=(28, 28, 1), **arguments):
     return model
 
 
+# Graphs are made alike on all backends, and JAX compiles each operation.
+not_jax = pytest.mark.skipif(JAX, reason="slow on JAX, and the same there")
+
+
 def output(model, images=IMAGES):
     return ops.convert_to_numpy(model(images))
 
@@ -50,6 +54,7 @@ def sizes(model):
     return [state.output_size for state in pooling_states(profile(model))]
 
 
+@not_jax
 @pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (17, 20, 1)])
 def test_spectral_keeps_the_sizes(ramp, shape):
@@ -62,6 +67,7 @@ def test_spectral_keeps_the_sizes(ramp, shape):
     assert sizes(freeze(hardened)) == sizes(model)
 
 
+@not_jax
 def test_spectral_is_exact_once_masks_are_hard():
     model = network(final_smoothness_factor=0.0)
     for layer in model.pooling_layers:
@@ -106,7 +112,7 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
     assert shapes["layer_1_conv_in"] == (7, 7)  # Of the last block.
 
 
-@pytest.mark.skipif(JAX, reason="slow there, and one program is enough")
+@not_jax
 def test_strided_trains_and_loads_without_this_package(tmp_path):
     hardened = harden(network(), "strided", verbose=False)
     assert {
@@ -158,6 +164,7 @@ def test_a_graph_gets_average_pooling(rank):
     assert output(hardened, images).shape == (2, 2)
 
 
+@not_jax
 @pytest.mark.parametrize(
     "make",
     [
@@ -192,6 +199,7 @@ def test_models_in_models(make):
             )
 
 
+@not_jax
 def test_what_rounding_changes_is_reported(capsys):
     harden(network((1, 2.3, 2.6)), "strided")
     table = capsys.readouterr().out
