@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from diffstride.arguments import AXES
+from diffstride import arguments
 from diffstride.masks import Band, resize_band
 from diffstride.numerics import Size
 from diffstride.pooling import PACKAGE, BaseSpectralLayer
@@ -167,14 +167,17 @@ class SpectralResize3D(BaseSpectralResize):
 def _standardize_size(size: Any, rank: int) -> tuple[int, ...] | None:
     if size is None:
         return None
-    each = size if isinstance(size, (tuple, list)) else (size,) * rank
-    whole = all(
-        hasattr(n, "__index__") and not isinstance(n, bool) for n in each
-    )
-    if len(each) != rank or not whole or min(each) < 1:
-        raise ValueError(
-            f"`size` must be an integer >= 1, or {rank} of them for "
-            f"({AXES[rank]}), or None to resize to a second input, [x, like]. "
-            f"Received: size={size!r}"
+    given = arguments.plain(size)
+    each = given if isinstance(given, (tuple, list)) else (given,) * rank
+    each = tuple(map(arguments.plain, each))
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in each)
+    most = arguments.LARGEST_COUNT
+    if len(each) != rank or not whole or not all(1 <= n <= most for n in each):
+        raise arguments.refusal(
+            "size",
+            f"an integer >= 1 and <= {most}, or {rank} of them for "
+            f"({arguments.AXES[rank]}), or None to resize to a second input, "
+            "[x, like]",
+            size,
         )
-    return tuple(int(n) for n in each)
+    return each

@@ -61,7 +61,10 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads a `.jsonl` file of records."""
-    remedy = "Delete this line, or let the sweep write its --output anew"
+    remedy = (
+        "If this file is of a sweep, delete the line, or let the sweep write "
+        "its --output anew"
+    )
     return read_lines(path, _RECORD, remedy)
 
 

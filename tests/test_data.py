@@ -711,3 +711,12 @@ def test_errors_of_the_model_are_not_called_errors_of_the_data(tiny, tmp_path):
 
     with pytest.raises(tf.errors.InvalidArgumentError):
         train_on(tiny, tmp_path / "run", model_cls)
+
+
+def test_too_little_memory_is_no_damage(tiny):
+    # More than there are addresses.
+    source = sources.Source("tiny", str(tiny.parent.parent), 10**7, "resize")
+    with pytest.raises(DataError, match="not fit into memory.*`image_size`"):
+        with source.reading("train"):
+            examples = source.examples("train_split", "train")
+            next(iter(examples.map(source.decode)))

@@ -134,11 +134,29 @@ def test_gradient_is_the_transpose():
 
 
 @pytest.mark.parametrize(
-    "size", [0, -3, 2.5, True, "8", (4,), (4, 4, 4), (4, None), (4, 0), {}]
+    "size",
+    [
+        *(0, -3, 2.5, True, "8", (4,), (4, 4, 4), (4, None), (4, 0), {}),
+        *(10**30, (4, 2**63), np.array([4, 4, 4]), np.array([4.5, 4])),
+        *(np.array(["4", "4"]), np.True_, np.array([True, False])),
+    ],
 )
 def test_sizes_that_cannot_be(size):
     with pytest.raises(ValueError, match="`size` must be .*Received: size="):
         SpectralResize(size)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(np.array([4, 4]), np.int64(4), np.array(4), [np.int8(4), 4]),
+        keras.ops.array([4, 4], "int32"),
+    ],
+)
+def test_sizes_of_arrays(size):
+    layer = SpectralResize(size)
+    assert layer.size == (4, 4)
+    assert SpectralResize.from_config(layer.get_config()).size == (4, 4)
 
 
 def unet(shape, strides=1.6, cell=SpectralResize, **kwargs):

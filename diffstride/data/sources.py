@@ -103,6 +103,12 @@ class Source:
         except tf.errors.OpError as error:
             if not re.search(_ITERATOR, str(error)):
                 raise
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                raise DataError(
+                    f"'{self.name}' does not fit into memory with these "
+                    f"settings: {_plain(error)}. Smaller ones of `image_size`, "
+                    "`batch_size` or `shuffle_buffer` need less"
+                ) from error
             logging.info("Looking for what is wrong with '%s'", self.name)
             fault = next(filter(None, map(self._fault, splits)), None)
             what = fault or f"{_plain(error)}. Files are whole; `augment_fn`?"
