@@ -39,6 +39,7 @@ _REACH = {
     "pooling.FixedSpectralPooling.": ("spectral",),
     "train.train.stride_cost_weight": RAMPS,
     "train.train.budget": RAMPS,
+    "resnet.Resnet.pooling_placement": ("spectral", *RAMPS),
 }
 AXES = ("method", *PARAMETERS, "seed")
 
