@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh datasets,report,test
 
 export TF_CPP_MIN_LOG_LEVEL=3
+# Two processes share two cores.
+export OMP_NUM_THREADS=1
 # Thousands of small functions are compiled, and most are called once.
 export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 # What one of the two processes has compiled, or an earlier run, serves the other.

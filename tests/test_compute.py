@@ -149,7 +149,11 @@ def chain():
     [
         (chain, 0.6),
         pytest.param(
-            chain, 2.0, marks=pytest.mark.skipif(JAX, reason="slow on JAX")
+            chain,
+            2.0,
+            marks=pytest.mark.skipif(
+                BACKEND != "tensorflow", reason="slow, and once is enough"
+            ),
         ),
         pytest.param(network, 0.5, marks=pytest.mark.slow),
         pytest.param(

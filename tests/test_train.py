@@ -707,7 +707,9 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_other_backends_train_and_resume(backend, data_dir, tmp_path):
     # Few shapes, as JAX compiles for each.
     bindings = [
@@ -758,8 +760,11 @@ CONFIGS = sorted(
     if path.name != "base.gin"
 )
 # Those that say little that others do not: the quickstart trains digits.gin,
-# and the others are of cifar10.gin's network and data.
-SLOW_CONFIGS = ("digits.gin", "cifar100.gin", "cifar10_augmented.gin")
+# fashion_mnist.gin is like it, and the others are of cifar10.gin's network.
+SLOW_CONFIGS = (
+    *("digits.gin", "fashion_mnist.gin"),
+    *("cifar100.gin", "cifar10_augmented.gin"),
+)
 
 
 @pytest.mark.parametrize(
@@ -856,6 +861,7 @@ def test_strides_are_kept_out_of_weight_decay(data_dir, tmp_path):
     assert np.abs(np.asarray(trained.stem.kernel)).max() < 0.2
 
 
+@pytest.mark.slow
 def test_initial_weights_do_not_depend_on_how_data_was_loaded(
     data_dir, tmp_path
 ):
@@ -973,9 +979,8 @@ def test_a_compiled_run_ends_like_a_dynamic_one(data_dir, tmp_path, main_here):
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "resumes", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("resumes", [False, True])
 def test_two_devices(resumes, data_dir, tmp_path):
     two = ["CPU:0", "CPU:1"]
     run, again, one = (str(tmp_path / name) for name in ("two", "again", "one"))
