@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from diffstride.pooling import BaseDiffStride
-from diffstride.profiling import profile
+from diffstride.profiling import learned_in_order
 
 
 def stride_cost(
@@ -41,7 +41,7 @@ def stride_cost(
         https://arxiv.org/abs/2202.01653), Riad et al., 2022, section 2.4.
     """
     if isinstance(strides, keras.Model):
-        strides = _strides_by_axis(_learned_layers(strides, input_shape))
+        strides = _strides_by_axis(learned_in_order(strides, input_shape))
         rank = 1
     elif not _is_list_of_strides(strides):
         raise ValueError(
@@ -100,7 +100,7 @@ def add_stride_cost(
         raise ValueError(
             f"`weight` must be finite and >= 0. Received: weight={weight}"
         )
-    layers = _learned_layers(model, input_shape)
+    layers = learned_in_order(model, input_shape)
     if not layers:
         raise ValueError(
             "`model` must hold DiffStride layers that are not frozen and that "
@@ -112,20 +112,6 @@ def add_stride_cost(
     # Functions that were compiled before know nothing of it.
     model.train_function = model.test_function = None
     return model
-
-
-def _learned_layers(
-    model: keras.Model, input_shape: Any
-) -> list[BaseDiffStride]:
-    """DiffStride layers that are not frozen, as a forward pass reaches them."""
-    reached = {
-        id(call.layer): call.layer for call in profile(model, input_shape)
-    }
-    return [
-        layer
-        for layer in reached.values()
-        if isinstance(layer, BaseDiffStride) and not layer.frozen
-    ]
 
 
 def _strides_by_axis(layers: Sequence[BaseDiffStride]) -> list[Any]:

@@ -12,9 +12,8 @@ import numpy as np
 
 from diffstride.cost import layer_macs
 from diffstride.formatting import human
-from diffstride.masks import LowPass
 from diffstride.pooling import BaseDiffStride
-from diffstride.profiling import Call, profile
+from diffstride.profiling import first_calls, learned_in_order, profile
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
 
@@ -45,13 +44,25 @@ class ComputeModel:
     def __init__(self, model: keras.Model, input_shape: Any = None):
         self._model = model
         self._input_shape = input_shape
-        self.layers = _learned_and_reached(model, input_shape)
+        self.layers = [
+            layer
+            for layer in learned_in_order(model, input_shape)
+            if layer.cropping
+        ]
+        if not self.layers:
+            raise ValueError(
+                "A budget needs DiffStride layers that are not frozen. "
+                f"Received: {model.name}, whose forward pass reaches none"
+            )
         self._counts: dict[tuple, int] = {}
         self._inputs: dict[tuple, tuple] = {}
         self._separable = True
         # By layer, which calls and which inputs of layers it reaches. Each is
         # decided by the deepest layer that does, -1 standing for none.
-        changed = [self._changed(place) for place in range(len(self.layers))]
+        bases: dict[float, _Run] = {}
+        changed = [
+            self._changed(place, bases) for place in range(len(self.layers))
+        ]
         self._segment = _deepest([calls for calls, _ in changed])
         self._parent = _deepest([inputs for _, inputs in changed])
         self._below = [
@@ -157,29 +168,31 @@ class ComputeModel:
                 stack.enter_context(_frozen_at(layer, value))
             calls = profile(self._model, self._input_shape)
             macs = np.array([layer_macs(call) for call in calls])
-        first = {id(call.layer): call for call in reversed(calls)}
-        shapes = [(each.input_shape, each.output_shape) for each in calls]
-        inputs, outputs = (
-            [
-                tuple(first[id(layer)][shape][a] for a in layer.spatial_axes)
-                for layer in self.layers
-            ]
-            for shape in (
-                Call._fields.index("input_shape"),
-                Call._fields.index("output_shape"),
-            )
+        found = {id(c.layer): c for c in first_calls(calls, BaseDiffStride)}
+        first = [found[id(layer)] for layer in self.layers]
+        return _Run(
+            [(each.input_shape, each.output_shape) for each in calls],
+            macs,
+            [call.layer.sizes_in(call.input_shape) for call in first],
+            [call.layer.sizes_in(call.output_shape) for call in first],
         )
-        return _Run(shapes, macs, inputs, outputs)
 
-    def _changed(self, place: int) -> tuple[list, list]:
-        """Calls and inputs of layers that follow the sizes of one layer."""
+    def _changed(
+        self, place: int, bases: dict[float, "_Run"]
+    ) -> tuple[list, list]:
+        """Calls and inputs of layers that follow the sizes of one layer.
+
+        `bases` keeps what layers are compared with, the same for all of them.
+        """
         initial = self.strides(initial=True)
         # A map may be too small to become smaller: it gets a larger one, then.
         for divisor, factor in itertools.product((1, 2, 8, 1e4), (2, 0.5)):
             before = self.clipped([value / divisor for value in initial])
             after = list(before)
             after[place] = before[place] * factor
-            base, run = self._run(before), self._run(self.clipped(after))
+            if divisor not in bases:
+                bases[divisor] = self._run(before)
+            base, run = bases[divisor], self._run(self.clipped(after))
             if base.outputs[place] != run.outputs[place]:
                 break
         return (
@@ -345,6 +358,8 @@ def project(
         The strides, the same if they are within 2 % of the budget.
     """
     best, error = strides, _error(compute, strides, budget)
+    if abs(error) <= _TOLERANCE:
+        return strides
     sign = math.copysign(1.0, error)
     # Axes that would change their sizes at once do so one after the other.
     turn = itertools.count()
@@ -450,31 +465,28 @@ def _next_size(
     return None
 
 
-def _final_low_pass(layer: BaseDiffStride) -> LowPass:
-    if layer.final_smoothness_factor is None:
-        return layer.low_pass
-    return dataclasses.replace(
-        layer.low_pass, smoothness=layer.final_smoothness_factor
-    )
+def _final_smoothness(layer: BaseDiffStride) -> float:
+    final = layer.final_smoothness_factor
+    return layer.current_smoothness if final is None else final
 
 
 def _output_sizes(
     layer: BaseDiffStride, sizes: tuple[int, ...], strides: np.ndarray
 ) -> tuple[int, ...]:
-    return _final_low_pass(layer).output_sizes(sizes, strides)
+    low_pass = dataclasses.replace(
+        layer.low_pass, smoothness=_final_smoothness(layer)
+    )
+    return low_pass.output_sizes(sizes, strides)
 
 
 @contextlib.contextmanager
 def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
     """Inside the block a layer is what freezing it would make of it, here."""
-    final = layer.final_smoothness_factor
     supposed = {
         "frozen": True,
         "shared_stride": False,
         "strides": tuple(np.broadcast_to(strides, layer.rank).tolist()),
-        "current_smoothness": layer.current_smoothness
-        if final is None
-        else final,
+        "current_smoothness": _final_smoothness(layer),
     }
     before = {name: getattr(layer, name) for name in supposed}
     try:
@@ -492,24 +504,3 @@ def _limits(layer: BaseDiffStride) -> tuple[float, float]:
         1.0 if low is None else low,
         _LARGEST_STRIDE if high is None else high,
     )
-
-
-def _learned_and_reached(
-    model: keras.Model, input_shape: Any
-) -> list[BaseDiffStride]:
-    reached = {
-        id(call.layer): call.layer for call in profile(model, input_shape)
-    }
-    layers = [
-        layer
-        for layer in reached.values()
-        if isinstance(layer, BaseDiffStride)
-        and layer.cropping
-        and not layer.frozen
-    ]
-    if not layers:
-        raise ValueError(
-            "A budget needs DiffStride layers that are not frozen. Received: "
-            f"{model.name}, whose forward pass reaches none"
-        )
-    return layers

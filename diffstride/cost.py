@@ -204,11 +204,9 @@ def layer_macs(call: Call) -> int:
         bands = layer.bands(keras.KerasTensor(call.input_shape))
         return resample_macs(call.input_shape, bands, layer.data_format)
     if isinstance(layer, BaseSpectralResize):
-        sizes, output_sizes = (
-            [shape[axis] for axis in layer.spatial_axes]
-            for shape in (call.input_shape, call.output_shape)
+        bands = layer.bands(
+            layer.sizes_in(call.input_shape), layer.sizes_in(call.output_shape)
         )
-        bands = layer.bands(sizes, output_sizes)
         return resample_macs(call.input_shape, bands, layer.data_format)
     if isinstance(layer, layers.Dense):
         return outputs * call.input_shape[-1]

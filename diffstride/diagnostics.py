@@ -17,6 +17,7 @@ from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import (
     Call,
     blank_example,
+    first_calls,
     intercepted,
     profile,
     send,
@@ -42,12 +43,7 @@ def check(model: keras.Model, input_shape: Any = None) -> list[str]:
     Raises:
         ValueError: if the model is not built, or if the shape is unknown.
     """
-    calls = {
-        id(call.layer): call
-        for call in reversed(profile(model, input_shape))
-        if isinstance(call.layer, BaseDiffStride)
-    }
-    calls = list(reversed(calls.values()))
+    calls = first_calls(profile(model, input_shape), BaseDiffStride)
     example = keras.tree.map_structure(
         lambda blank: _random(blank.shape), blank_example(model, input_shape)
     )
@@ -75,7 +71,7 @@ def _strides(call: Call) -> np.ndarray:
 
 
 def _sizes(call: Call) -> tuple[int, ...]:
-    return tuple(call.input_shape[axis] for axis in call.layer.spatial_axes)
+    return call.layer.sizes_in(call.input_shape)
 
 
 def _held(call: Call) -> str | None:

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from diffstride.cost import ModelCost, model_cost
+from diffstride import arguments
+from diffstride.cost import ModelCost, cost_of_calls, model_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
 from diffstride.pooling import BaseDiffStride, BaseSpectralPooling
 from diffstride.profiling import (
     Call,
     PoolingState,
+    first_calls,
     known_shape,
     pooling_states,
     profile,
@@ -64,8 +66,7 @@ def harden(
         ValueError: if the model is not built, has no DiffStride layers, or has
             them where they cannot be replaced.
     """
-    if to not in _TARGETS:
-        raise ValueError(f"`to` must be one of {_TARGETS}. Received: to={to!r}")
+    arguments.choice("to", to, _TARGETS)
     calls = profile(model, input_shape)
     plan = _plan(calls, integers=to == "strided")
     if not plan:
@@ -75,29 +76,28 @@ def harden(
         )
     hardened = (_spectral if to == "spectral" else _strided)(model, plan)
     if verbose:
-        shape = input_shape or known_shape(model)
-        print(
-            _report(plan, model_cost(model, shape), model_cost(hardened, shape))
-        )
+        before = cost_of_calls(model, calls)
+        after = model_cost(hardened, input_shape or known_shape(model))
+        print(_report(plan, before, after))
     return hardened
 
 
 class _Step(NamedTuple):
     """What becomes of a layer: strides and sizes, one for each axis."""
 
-    layer: BaseDiffStride
     learned: PoolingState
     strides: tuple
     output_size: tuple[int, ...]
 
 
 def _plan(calls: Sequence[Call], integers: bool) -> dict[int, _Step]:
-    """The step of each DiffStride layer that is called, by its identity."""
+    """The step of each spectral pooling that is called, by its identity."""
     plan: dict[int, _Step] = {}
     scale: Any = 1.0  # Of the new sizes, as rounding accumulates.
-    layers = {call.name: call.layer for call in calls}
-    for state in pooling_states(calls):
-        layer = layers[state.name]
+    for call, state in zip(
+        first_calls(calls), pooling_states(calls), strict=True
+    ):
+        layer = call.layer
         if not isinstance(layer, BaseSpectralPooling):
             continue
         learned = np.array(state.output_size)
@@ -113,7 +113,7 @@ def _plan(calls: Sequence[Call], integers: bool) -> dict[int, _Step]:
             output = learned
         scale = output / learned
         sizes = tuple(output.astype(int).tolist())
-        plan[id(layer)] = _Step(layer, state, strides, sizes)
+        plan[id(layer)] = _Step(state, strides, sizes)
     return plan
 
 

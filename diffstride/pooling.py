@@ -99,6 +99,10 @@ class BaseSpectralLayer(keras.layers.Layer):
         first = 1 if self.data_format == "channels_last" else 2
         return tuple(range(first, first + self.rank))
 
+    def sizes_in(self, shape: Sequence) -> tuple:
+        """Returns the sizes of these axes in a shape."""
+        return tuple(shape[axis] for axis in self.spatial_axes)
+
     @property
     def _matrix_dtype(self) -> str:
         """Matrices are built in float32 at least, whatever they multiply."""
@@ -138,7 +142,7 @@ class BaseSpectralPooling(BaseSpectralLayer):
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """Returns the output shape, `None` where a stride decides it."""
         shape = list(input_shape)
-        sizes = self._static_sizes([shape[axis] for axis in self.spatial_axes])
+        sizes = self._static_sizes(self.sizes_in(shape))
         for axis, size in zip(self.spatial_axes, sizes, strict=True):
             shape[axis] = size
         return tuple(shape)
@@ -366,12 +370,12 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             low_pass = dataclasses.replace(low_pass, smoothness=smoothness)
         return low_pass.bands(sizes, strides, known)
 
-    def _static_sizes(self, sizes: list) -> list:
+    def _static_sizes(self, sizes: tuple) -> tuple:
         if not self.cropping:
             return sizes
         if not self.frozen or None in sizes:
-            return [None] * self.rank
-        return list(self.output_sizes(sizes, self.initial_strides))
+            return (None,) * self.rank
+        return self.output_sizes(sizes, self.initial_strides)
 
     @property
     def _strides_are_constant(self) -> bool:

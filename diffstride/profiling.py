@@ -191,11 +191,27 @@ def learns_strides(model: keras.Model) -> bool:
 
 def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
     """Returns the state of each pooling layer, at its first call of `calls`."""
+    return [_state(call) for call in first_calls(calls)]
+
+
+def first_calls(calls: Sequence[Call], kinds: Any = _KINDS) -> list[Call]:
+    """Returns the first call of each layer of these kinds, else of poolings."""
     first: dict[int, Call] = {}
     for call in calls:
-        if isinstance(call.layer, _KINDS):
+        if isinstance(call.layer, kinds):
             first.setdefault(id(call.layer), call)
-    return [_state(call) for call in first.values()]
+    return list(first.values())
+
+
+def learned_in_order(
+    model: keras.Model, input_shape: Any = None
+) -> list[BaseDiffStride]:
+    """Returns the DiffStride layers that a forward pass reaches, each once.
+
+    Those that are frozen are left out. Arguments are those of `profile`.
+    """
+    calls = first_calls(profile(model, input_shape), BaseDiffStride)
+    return [call.layer for call in calls if not call.layer.frozen]
 
 
 def stride_logs(model: keras.Model) -> dict[str, float]:
