@@ -159,16 +159,9 @@ def train(
         # Replicas have batch statistics of their own. The model that is tested
         # is to be the one that is kept.
         backup.restore(model)
-        files.replace_file(root / "model.keras", model.save)
         seconds = sum(row.get("seconds", 0) for row in recorder.rows)
         epochs = max(first_epoch, num_epochs)
-        summary = _summary(model, datasets, seconds, epochs, seed)
-        files.replace_text(
-            root / "summary.json", json.dumps(summary, indent=1) + "\n"
-        )
-        print(_format_summary(summary))
-        print(f"\nmodel, summary and metrics of each epoch are in {root}")
-        return summary
+        return _finish(root, model, datasets, seconds, epochs, seed)
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:
@@ -300,18 +293,20 @@ def _check_same_run(
         )
 
 
-def _summary(
+def _finish(
+    root: pathlib.Path,
     model: keras.Model,
     datasets: data.Datasets,
     seconds: float,
     epochs: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Tests a model, and describes it and its run."""
+    """Keeps a model, tests it, and leaves and prints what there is to say."""
+    files.replace_file(root / "model.keras", model.save)
     with datasets.reading():
         test = model.evaluate(datasets.test, verbose=0, return_dict=True)
     calls = profile(model, datasets.image_shape)
-    return {
+    summary = {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "seconds": seconds,
@@ -322,6 +317,12 @@ def _summary(
         "environment": environment(),
         "pooling": [state._asdict() for state in pooling_states(calls)],
     }
+    files.replace_text(
+        root / "summary.json", json.dumps(summary, indent=1) + "\n"
+    )
+    print(_format_summary(summary))
+    print(f"\nmodel, summary and metrics of each epoch are in {root}")
+    return summary
 
 
 def _format_summary(summary: dict[str, Any]) -> str:

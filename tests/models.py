@@ -1,5 +1,7 @@
 """Small models with DiffStride layers inside, in all the ways there are."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -105,3 +107,27 @@ def residual():
 def resnet_inside():
     inputs = keras.Input((16, 12, 1))
     return keras.Model(inputs, resnet()(inputs))
+
+
+def small_resnet(
+    strides,
+    shape=(28, 28, 1),
+    classes=5,
+    num_layers=2,
+    placement="after",
+    **arguments,
+):
+    """A built ResNet of three stages, with DiffStride layers like our own."""
+    pooling = functools.partial(
+        DiffStride, **{"smoothness_factor": 1.0, "norm": "forward"} | arguments
+    )
+    model = Resnet(
+        [4, 4, 8],
+        list(strides),
+        classes,
+        pooling_cls=pooling,
+        num_layers=num_layers,
+        pooling_placement=placement,
+    )
+    model.build((None, *shape))
+    return model

@@ -1,12 +1,11 @@
 import json
-import pathlib
 import shutil
 import zipfile
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from event_files import scalars
 
 from diffstride import DiffStride, model_cost
 from diffstride.callbacks import (
@@ -205,16 +204,11 @@ def recorded(callbacks, epochs=2, **kwargs):
     return model
 
 
-def scalars(directory):
+def charts(directory):
     """What TensorBoard shows: name -> list of steps and values."""
     found = {}
-    for path in sorted(pathlib.Path(directory).rglob("events.*")):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    number = float(tf.make_ndarray(value.tensor))
-                    name = f"{path.parent.name}/{value.tag}"
-                    found.setdefault(name, []).append((event.step, number))
+    for folder, tag, step, number in scalars(directory):
+        found.setdefault(f"{folder}/{tag}", []).append((step, number))
     return found
 
 
@@ -247,7 +241,7 @@ def test_recorder_writes_a_row_an_epoch(tmp_path):
         assert row[f"output_size/{name}/{axis}"] in (14, 16)
 
     # The charts: epochs by their number, and the initial strides at 0.
-    found = scalars(tmp_path / "board")
+    found = charts(tmp_path / "board")
     height = found[f"train/epoch_stride/{name}/height"]
     assert [step for step, _ in height] == [0, 1, 2]
     assert height[0][1] == float(layer.strides[0])
@@ -281,7 +275,7 @@ def test_charts_go_on_after_a_restart(tmp_path, monkeypatch):
     model = dense()
     assert backup.restore(model) == 1
     fit(model, callbacks(1)[1], initial_epoch=1, epochs=3)
-    found = scalars(tmp_path / "board")
+    found = charts(tmp_path / "board")
     assert [step for step, _ in found["train/epoch_macs"]] == [0, 1, 2, 3]
     assert [step for step, _ in found["train/epoch_loss"]] == [1, 2, 3]
     assert [row["epoch"] for row in read_rows(rows)] == [1, 2, 3]

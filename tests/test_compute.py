@@ -6,13 +6,12 @@ import keras
 import numpy as np
 import pytest
 from maps import BACKEND, JAX
+from models import small_resnet
 
 import diffstride
-from diffstride import DiffStride, DiffStride1D, add_compute_budget, model_cost
+from diffstride import DiffStride1D, add_compute_budget, model_cost
 from diffstride.compute import ComputeModel, project, settle
-from diffstride.resnet import Resnet
 
-SHAPE = (14, 14, 1)
 on_the_host = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="counted on the host, on each backend alike"
 )
@@ -20,19 +19,7 @@ on_the_host = pytest.mark.skipif(
 
 def network(strides=(1, 2, 2), placement="before", **arguments):
     keras.utils.set_random_seed(0)
-    pooling = functools.partial(
-        DiffStride, **{"smoothness_factor": 1.0, "norm": "forward"} | arguments
-    )
-    model = Resnet(
-        [4, 4, 8],
-        list(strides),
-        3,
-        pooling_cls=pooling,
-        num_layers=1,
-        pooling_placement=placement,
-    )
-    model.build((None, *SHAPE))
-    return model
+    return small_resnet(strides, (14, 14, 1), 3, 1, placement, **arguments)
 
 
 def two_branches():

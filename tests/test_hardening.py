@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 from maps import JAX
+from models import small_resnet
 
 from diffstride import (
     DiffStride,
@@ -27,19 +28,8 @@ from diffstride.resnet import ResidualLayer, Resnet
 IMAGES = np.random.RandomState(0).rand(4, 28, 28, 1).astype("float32")
 
 
-def network(strides=(1.2, 2.3, 2.6), shape=(28, 28, 1), **arguments):
-    pooling = functools.partial(
-        DiffStride, **{"smoothness_factor": 1.0, "norm": "forward"} | arguments
-    )
-    model = Resnet(
-        [4, 4, 8],
-        list(strides),
-        5,
-        pooling_cls=pooling,
-        num_layers=2,
-    )
-    model.build((None, *shape))
-    return model
+def network(strides=(1.2, 2.3, 2.6), **arguments):
+    return small_resnet(strides, **arguments)
 
 
 # Graphs are made alike on all backends, and JAX compiles each operation.

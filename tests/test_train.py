@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
+from event_files import scalars
 
 from diffstride import (
     DiffStride,
@@ -92,19 +93,15 @@ def rows(workdir):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def scalars(directory):
+def charts(directory):
     """All scalars of TensorBoard event files: name -> {step: value}.
 
     No step is there twice.
     """
     found = {}
-    for path in sorted(pathlib.Path(directory).glob("events.*")):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    number = float(tf.make_ndarray(value.tensor))
-                    assert event.step not in found.setdefault(value.tag, {})
-                    found[value.tag][event.step] = number
+    for _, tag, step, number in scalars(directory):
+        assert step not in found.setdefault(tag, {})
+        found[tag][step] = number
     return found
 
 
@@ -151,7 +148,7 @@ def test_metrics(finished):
 
 def test_tensorboard_files_read_back(finished):
     workdir, _ = finished
-    found = scalars(workdir / "tensorboard" / "train")
+    found = charts(workdir / "tensorboard" / "train")
     table = rows(workdir)
     expected = [
         "loss",
@@ -175,7 +172,7 @@ def test_tensorboard_files_read_back(finished):
             value = series[row["epoch"]]
             assert value == pytest.approx(row[name], rel=1e-5), name
     assert found["epoch_stride/block_2/layer_1/pooling/width"][0] == 2.0
-    validation = scalars(workdir / "tensorboard" / "validation")
+    validation = charts(workdir / "tensorboard" / "validation")
     assert set(validation) == {"epoch_accuracy", "epoch_loss"}
 
 
@@ -301,7 +298,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
-    charted = scalars(workdir / "tensorboard" / "train")
+    charted = charts(workdir / "tensorboard" / "train")
     assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
     for ours, theirs in zip(rows(workdir), rows(undisturbed), strict=True):
