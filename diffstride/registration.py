@@ -15,7 +15,7 @@ from typing import Any
 # half made itself, and registering in there would import in a circle.
 _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
-    *("static", "internals", "optimization", "resizing"),
+    *("static", "internals", "optimization", "resizing", "composite"),
 }
 
 

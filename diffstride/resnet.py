@@ -6,7 +6,6 @@ the stem and one for each projecting residual layer, where it serves the main
 branch and the shortcut alike.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import keras
 
 from diffstride import arguments
-from diffstride.internals import sublayers
+from diffstride.composite import Composite, pooling_factory, saved_pooling
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -23,100 +22,8 @@ PLACEMENTS = ("after", "before")
 Stride = int | float | Sequence[float]
 
 
-class _Saved:
-    """A pooling factory: makes the layers that were saved, in their order.
-
-    `pooling_cls` may be any callable, such as a partial or a class configured
-    elsewhere, of which a saved model could not tell what it makes. The layers
-    themselves stand in its place in a config.
-    """
-
-    def __init__(self, configs: Sequence[dict], learned: bool = True):
-        self._configs = itertools.cycle(configs)
-        self._learned = learned
-
-    def __call__(self, **decided: Any) -> keras.layers.Layer:
-        saved = next(self._configs)
-        config = saved["config"]
-        if self._learned and config.get("frozen"):
-            decided.pop("strides")
-        decided = {key: decided[key] for key in decided if key in config}
-        return keras.saving.deserialize_keras_object(
-            {**saved, "config": {**config, **decided}, "build_config": None}
-        )
-
-
-def _pooling_factory(pooling_cls: Any) -> Callable | None:
-    """What makes pooling layers, from an argument or from its saved form."""
-    made = isinstance(pooling_cls, keras.layers.Layer)
-    if pooling_cls is None or callable(pooling_cls) and not made:
-        return pooling_cls
-    # Of version 0.1: one for all.
-    old = isinstance(pooling_cls, dict)
-    saved = [pooling_cls] if old else pooling_cls
-    if (
-        not isinstance(saved, (list, tuple))
-        or not saved
-        or not all(isinstance(x, dict) and "config" in x for x in saved)
-    ):
-        expected = "None, a layer class, or a callable that makes layers"
-        raise arguments.refusal("pooling_cls", expected, pooling_cls)
-    return _Saved(saved, learned=not old)
-
-
-def _saved_pooling(layer: Any) -> list[dict] | None:
-    """Saved form of `pooling_cls`, of a layer or model that has made layers."""
-    if layer.pooling_cls is None:
-        return None
-    return [
-        keras.saving.serialize_keras_object(pooling)
-        for pooling in layer.pooling_layers
-    ]
-
-
-class _Composite:
-    """Mixin of what makes its parts itself: a config has what became of them.
-
-    Dtype policies, as `quantize` sets them, and whether a part is trained stand
-    in the config under `changed_parts`, where they are not as made.
-    """
-
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: Any = None) -> Any:
-        """Makes the layer or network of what `get_config` returned."""
-        config = dict(config)
-        changed = config.pop("changed_parts", {})
-        made = cls(**config)
-        for place, part in enumerate(_parts_of(made)):
-            for name, value in changed.get(str(place), {}).items():
-                value = keras.saving.deserialize_keras_object(value)
-                setattr(part, name, value)
-        return made
-
-    def _changed_parts(self) -> dict:
-        as_made = {
-            "dtype_policy": keras.dtype_policies.serialize(self.dtype_policy),
-            "trainable": True,
-            "quantization_config": None,
-        }
-        changed = {}
-        for place, part in enumerate(_parts_of(self)):
-            for name, made in as_made.items():
-                value = getattr(part, name, None)
-                value = keras.saving.serialize_keras_object(value)
-                if value != made:
-                    changed.setdefault(str(place), {})[name] = value
-        return {"changed_parts": changed} if changed else {}
-
-
-def _parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    others = (keras.layers.InputLayer, keras.Model)
-    parts = (part for part in sublayers(layer) if part is not layer)
-    return [part for part in parts if not isinstance(part, others)]
-
-
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResidualLayer(_Composite, keras.layers.Layer):
+class ResidualLayer(Composite, keras.layers.Layer):
     """Pre-activation residual layer.
 
     Main branch: BN, ReLU, conv, pooling, BN, ReLU, conv; or the pooling before
@@ -186,7 +93,7 @@ class ResidualLayer(_Composite, keras.layers.Layer):
         kernel = arguments.integers("kernel_size", kernel_size)
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
-        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.pooling_cls = pooling_factory(pooling_cls)
         self.channels_first = _resolve_channels_first(channels_first)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.pooling_placement = arguments.choice(
@@ -259,12 +166,12 @@ class ResidualLayer(_Composite, keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "pooling_cls": _saved_pooling(self),
+            "pooling_cls": saved_pooling(self),
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
             "pooling_placement": self.pooling_placement,
-            **self._changed_parts(),
+            **self.changed_config(),
         }
 
     @property
@@ -300,7 +207,7 @@ _LAYER_ARGS = (
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ResnetBlock(_Composite, keras.layers.Layer):
+class ResnetBlock(Composite, keras.layers.Layer):
     """A chain of residual layers, of which the first may project and stride.
 
     Args:
@@ -340,7 +247,7 @@ class ResnetBlock(_Composite, keras.layers.Layer):
             if key in residual_layer_args
         }
         if "pooling_cls" in layer_args:
-            layer_args["pooling_cls"] = _pooling_factory(
+            layer_args["pooling_cls"] = pooling_factory(
                 layer_args["pooling_cls"]
             )
         super().__init__(**residual_layer_args)
@@ -398,15 +305,15 @@ class ResnetBlock(_Composite, keras.layers.Layer):
             "num_layers": self.num_layers,
             "project_first": self.project_first,
             **self.residual_layer_args,
-            **self._changed_parts(),
+            **self.changed_config(),
         }
         if "pooling_cls" in config:
-            config["pooling_cls"] = _saved_pooling(self)
+            config["pooling_cls"] = saved_pooling(self)
         return config
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Resnet(_Composite, StaticSizes, keras.Sequential):
+class Resnet(Composite, StaticSizes, keras.Sequential):
     """Pre-activation ResNet: stem, blocks, head.
 
     Stem: 3x3 convolution, then pooling. Head: BN, ReLU, global average pooling,
@@ -524,7 +431,7 @@ class Resnet(_Composite, StaticSizes, keras.Sequential):
         self.output_activation = output_activation
         self.id_only = id_only
         self.channels_first = _resolve_channels_first(channels_first)
-        self.pooling_cls = _pooling_factory(pooling_cls)
+        self.pooling_cls = pooling_factory(pooling_cls)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.num_layers = arguments.integer("num_layers", num_layers)
         self.pooling_placement = arguments.choice(
@@ -624,11 +531,11 @@ class Resnet(_Composite, StaticSizes, keras.Sequential):
             "output_activation": activation,
             "id_only": self.id_only,
             "channels_first": self.channels_first,
-            "pooling_cls": _saved_pooling(self),
+            "pooling_cls": saved_pooling(self),
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
             "pooling_placement": self.pooling_placement,
-            **self._changed_parts(),
+            **self.changed_config(),
         }
 
 

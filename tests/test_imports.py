@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 LAYERS = (
     "arguments errors formatting internals numerics environment settings "
     "registration",
-    "files startup masks optimization datasets",
+    "files startup masks optimization composite datasets",
     "static",
     "runs resampling data",
     "pooling",
@@ -39,9 +39,9 @@ LIGHT = set(
     "errors formatting settings files runs registration startup sweep".split()
 )
 LIBRARY = set(
-    "arguments internals numerics masks optimization static resampling pooling "
-    "profiling resizing resnet schedule surgery budget diagnostics logger cost "
-    "compute hardening formatting".split()
+    "arguments internals numerics masks optimization composite static "
+    "resampling pooling profiling resizing resnet schedule surgery budget "
+    "diagnostics logger cost compute hardening formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
