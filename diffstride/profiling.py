@@ -24,6 +24,7 @@ from diffstride.pooling import (
     BaseFixedSpectralPooling,
     SpatialPooling,
 )
+from diffstride.static import add_note_on_sizes
 
 _KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
 
@@ -90,16 +91,12 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         with intercepted(leaves, recorded):
             send(example, model)
     except Exception as error:
-        learned = [
-            f"{call.name} gave {call.output_shape}"
+        outputs = [
+            (call.name, call.output_shape)
             for call in calls
             if isinstance(call.layer, BaseDiffStride)
         ]
-        if len(learned) > 1:
-            error.add_note(
-                "Branches that are joined need one shared DiffStride layer. "
-                f"Before this error: {', '.join(learned)}"
-            )
+        add_note_on_sizes(error, outputs)
         raise
     return calls
 
