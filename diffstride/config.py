@@ -285,7 +285,10 @@ def _fixed_settings(text: str) -> set[str]:
     """The statements of a config that a run taken up again has to keep."""
     text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
     statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
-    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+    free = (
+        r"(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
+        r"load_datasets\.data_dir) ="
+    )
     return {
         " ".join(statement.split())
         for statement in statements

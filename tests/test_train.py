@@ -82,8 +82,8 @@ def run_main(
     return done.returncode, done.stdout, done.stderr
 
 
-def weights(workdir):
-    model = keras.models.load_model(pathlib.Path(workdir) / "model.keras")
+def weights(workdir, name="model"):
+    model = keras.models.load_model(pathlib.Path(workdir) / f"{name}.keras")
     optimizer = model.optimizer.variables
     return {v.path: np.asarray(v) for v in [*model.variables, *optimizer]}
 
@@ -345,13 +345,15 @@ def test_a_damaged_run_is_summed_up_again(
         path.write_bytes(whole)
 
 
-def test_a_budget_and_a_schedule_end_alike_when_interrupted(
+def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
     bindings = [
         *TINY,
-        "train.num_epochs = 4",
+        "train.num_epochs = 3",
         "train.budget = 40000",
+        "train.harden_to = 'strided'",
+        "train.finetune_epochs = 2",
         "pooling.DiffStride.final_smoothness_factor = 0.0",
         "resnet.Resnet.pooling_placement = 'before'",
     ]
@@ -359,27 +361,59 @@ def test_a_budget_and_a_schedule_end_alike_when_interrupted(
 
     def keep_and_stop(backup, epoch, logs=None):
         keep(backup, epoch, logs)
-        if epoch == 1:
+        if epoch in (1, 3):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(callbacks.Backup, "on_epoch_end", keep_and_stop)
-        status, _, err = main_here(tmp_path / "again", data_dir, *bindings)
-        assert status == 130 and "goes on after epoch 2" in err
+        for epoch in (2, 4):
+            status, _, err = main_here(tmp_path / "again", data_dir, *bindings)
+            assert (status, f"after epoch {epoch}" in err) == (130, True), err
     for name in ("again", "whole"):
-        status, _, err = main_here(tmp_path / name, data_dir, *bindings)
+        status, out, err = main_here(tmp_path / name, data_dir, *bindings)
         assert status == 0, err
-    whole = weights(tmp_path / "whole")
-    for path, value in weights(tmp_path / "again").items():
-        np.testing.assert_array_equal(value, whole[path])
-    macs = [row["macs"] for row in rows(tmp_path / "whole")]
-    assert macs[0] > 60_000 and abs(macs[-1] / 40_000 - 1) < 0.05
-    assert float(whole["resnet/pooling/smoothness"]) == 0
-    status, _, err = main_here(
-        tmp_path / "other", data_dir, *TINY, "train.budget = 10"
-    )
-    assert status == 1 and "`macs` must be a budget" in err
-    assert not (tmp_path / "other").exists()
+    for model in ("learned", "model"):
+        whole = weights(tmp_path / "whole", model)
+        for path, value in weights(tmp_path / "again", model).items():
+            np.testing.assert_array_equal(value, whole[path])
+    assert len(rows(tmp_path / "again")) == 5
+    learned = weights(tmp_path / "whole", "learned")
+    assert float(learned["resnet/pooling/smoothness"]) == 0
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["epochs"] == 5 and summary["pooling"] == []
+    assert summary["cost"]["macs"] <= 1.05 * 40_000
+    hardened = summary["hardened"]
+    assert len(hardened["learned"]["pooling"]) == 3
+    after = rows(tmp_path / "whole")[2]["val_accuracy"]
+    assert hardened["learned"]["test_accuracy"] == pytest.approx(after)
+    tuned = rows(tmp_path / "whole")[-1]
+    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 25
+    assert f"strided, from {100 * after:.2f} % as learned" in out
+
+    more = [*bindings, "train.num_epochs = 4"]
+    status, _, err = main_here(tmp_path / "again", data_dir, *more)
+    assert status == 1 and "`num_epochs` must be at most 3" in err
+    more = [*bindings, "train.finetune_epochs = 3"]
+    status, _, err = main_here(tmp_path / "again", data_dir, *more)
+    assert status == 0 and len(rows(tmp_path / "again")) == 6, err
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("train.budget = 10", "`macs` must be a budget"),
+        ("train.harden_to = 'plain'", "`harden_to` must be None, 'spectral'"),
+        ("train.finetune_epochs = -1", "`finetune_epochs` must be 0, or more"),
+        ("train.finetune_epochs = 2", "`finetune_epochs` must be 0, or more"),
+    ],
+)
+def test_what_a_network_is_led_to(
+    binding, message, data_dir, tmp_path, main_here
+):
+    workdir = tmp_path / "run"
+    status, _, err = main_here(workdir, data_dir, *TINY, binding)
+    assert status == 1 and message in err
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(
