@@ -12,7 +12,7 @@ import numpy as np
 
 from diffstride.cost import layer_macs
 from diffstride.formatting import human
-from diffstride.hardening import strided_calls
+from diffstride.hardening import plain_calls
 from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import first_calls, learned_in_order, profile
 
@@ -37,8 +37,8 @@ class ComputeModel:
         model: a built model with DiffStride layers that are not frozen.
         input_shape: shape of one example, without batch dimension; `None`
             stands for the one that the model was built with.
-        count_pooling: whether to count the products of poolings. `False` counts
-            what `harden(model, "strided")` leaves, before it rounds.
+        harden_to: what to count: what `harden` leaves for this `to`, before it
+            rounds strides.
 
     Attributes:
         layers: the DiffStride layers that a forward pass reaches, in the order
@@ -49,10 +49,10 @@ class ComputeModel:
         self,
         model: keras.Model,
         input_shape: Any = None,
-        count_pooling: bool = True,
+        harden_to: str = "spectral",
     ):
         self._model = model
-        self._count_pooling = count_pooling
+        self._harden_to = harden_to
         self._input_shape = input_shape
         self.layers = [
             layer
@@ -202,8 +202,7 @@ class ComputeModel:
                 stack.enter_context(_frozen_at(layer, value))
             calls = profile(self._model, self._input_shape)
             found = {id(c.layer): c for c in first_calls(calls, BaseDiffStride)}
-            if not self._count_pooling:
-                calls = strided_calls(self._model, calls)
+            calls = plain_calls(self._model, self._harden_to, calls)
             macs = np.array([layer_macs(call) for call in calls])
         first = [found[id(layer)] for layer in self.layers]
         return _Run(
@@ -409,7 +408,7 @@ def add_compute_budget(
     macs: float | None = None,
     relative: float | None = None,
     input_shape: Any = None,
-    count_pooling: bool = True,
+    harden_to: str = "spectral",
     **settings: Any,
 ) -> ComputeBudget:
     """Makes the callback that ends training of a model within a budget.
@@ -422,8 +421,8 @@ def add_compute_budget(
             strides; in place of `macs`.
         input_shape: shape of one example, without batch dimension. Needed if
             the model was built for inputs of unknown size.
-        count_pooling: whether the products of the pooling layers count. `False`
-            is for a model that `harden` will make strided.
+        harden_to: what the budget is for, as `to` of `harden`. The products of
+            poolings count for `"spectral"` only.
         **settings: `share`, `reach`, `every` and `epochs` of `ComputeBudget`.
 
     Returns:
@@ -443,7 +442,7 @@ def add_compute_budget(
             "Give either `macs` or `relative`. Received: "
             f"macs={macs}, relative={relative}"
         )
-    compute = ComputeModel(model, input_shape, count_pooling)
+    compute = ComputeModel(model, input_shape, harden_to)
     name, value = ("macs", macs) if relative is None else ("relative", relative)
     if relative is not None:
         macs = relative * compute.macs(compute.strides(initial=True))

@@ -25,7 +25,7 @@ from diffstride.resnet import BatchNormReLU, ResidualLayer, ResnetBlock
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 
-_TARGETS = ("spectral", "strided")
+TARGETS = ("spectral", "strided", "pooled")
 _PLANS = 16  # Of integer strides, how many are followed and tried.
 _POOLING = {
     1: keras.layers.AveragePooling1D,
@@ -43,26 +43,29 @@ def harden(
 ) -> keras.Model:
     """Makes a network with fixed strides of one that has learned them.
 
-    Both forms have the weights of the model. They are exact where nothing had
-    to be rounded, and else a start for fine-tuning.
+    All forms have the weights of the model. They are exact where nothing had to
+    be rounded, and else a start for fine-tuning.
 
     - `"spectral"`: the sizes of all maps stay, and masks become hard: each
       layer crops the spectrum to the size that it has learned. After a
       `SmoothnessSchedule` down to 0 nothing changes.
     - `"strided"`: no layer of this package is left, and the model loads without
       it. Strides become integers, those that come closest to the learned sizes,
-      or, with `macs`, the closest within a budget.
-      A convolution that a pooling followed takes its stride, in a residual
-      layer and in a `keras.Sequential`; elsewhere average pooling does.
+      or, with `macs`, the closest within a budget. A convolution that a pooling
+      followed takes its stride, in a residual layer and in a
+      `keras.Sequential`; elsewhere average pooling does.
+    - `"pooled"`: the same with average pooling everywhere. Like the crop that
+      it replaces it takes high frequencies out, so that more of the accuracy is
+      kept; convolutions before it stay at stride 1.
 
     Args:
         model: a built model with DiffStride layers.
-        to: `"spectral"` or `"strided"`.
+        to: `"spectral"`, `"strided"` or `"pooled"`.
         input_shape: shape of one example, without batch dimension. Needed if
             the model was built for inputs of unknown size.
         verbose: whether to print what has changed, layer by layer.
-        macs: multiply-accumulates of one example that a strided network is to
-            need. It may exceed them by 5 %. Of no effect for `"spectral"`.
+        macs: multiply-accumulates of one example that the network is to need.
+            It may exceed them by 5 %. Of no effect for `"spectral"`.
 
     Returns:
         A new model, not compiled.
@@ -72,7 +75,7 @@ def harden(
             them where they cannot be replaced; if no integer strides next to
             the learned ones stay within `macs`.
     """
-    arguments.choice("to", to, _TARGETS)
+    arguments.choice("to", to, TARGETS)
     calls = profile(model, input_shape)
     if not any(isinstance(call.layer, BaseSpectralPooling) for call in calls):
         raise ValueError(
@@ -84,20 +87,22 @@ def harden(
         plan = _spectral_plan(calls)
         hardened = _spectral(model, plan)
     else:
-        plan, hardened = _strided_within(model, calls, macs, shape)
+        plan, hardened = _plain_within(model, to, calls, macs, shape)
     if verbose:
         before = cost_of_calls(model, calls)
         print(_report(plan, before, model_cost(hardened, shape)))
     return hardened
 
 
-def taking_strides(model: keras.Model) -> dict[int, int]:
+def _taking_strides(model: keras.Model, to: str) -> dict[int, int]:
     """Finds the convolutions that take the stride of a pooling after them.
 
     Returns:
         The identity of the pooling by that of the convolution.
     """
-    taking = {}
+    taking: dict[int, int] = {}
+    if to == "pooled":
+        return taking
     for part in sublayers(model):
         if isinstance(part, ResidualLayer) and part.pooling is not None:
             taking[id(part.conv_in)] = id(part.pooling)
@@ -136,7 +141,7 @@ def _spectral_plan(calls: Sequence[Call]) -> Plan:
     return plan
 
 
-def _strided_plans(calls: Sequence[Call]) -> list[Plan]:
+def _integer_plans(calls: Sequence[Call]) -> list[Plan]:
     """Integer strides whose sizes are close to the learned ones, best first."""
     plans: list[Plan] = [{}]
     for layer, state in _spectral_poolings(calls):
@@ -158,24 +163,21 @@ def _strided_plans(calls: Sequence[Call]) -> list[Plan]:
 
 def _candidates(size: int, output_size: int) -> tuple[int, ...]:
     """The integer strides next to a size, whose outputs are padded."""
-    strides = range(1, int(size) + 1)
-    sizes = [math.ceil(size / stride) for stride in strides]
-    larger = [
-        s for s, n in zip(strides, sizes, strict=True) if n >= output_size
-    ]
-    smaller = [
-        s for s, n in zip(strides, sizes, strict=True) if n < output_size
-    ]
-    return (*larger[-1:], *smaller[:1])
+    # Of the strides to one size the smallest, which leaves the least out.
+    strides = {math.ceil(size / s): s for s in range(int(size), 0, -1)}
+    larger = min(n for n in strides if n >= min(output_size, size))
+    smaller = max((n for n in strides if n < output_size), default=larger)
+    return tuple({strides[larger], strides[smaller]})
 
 
 def _distance(plan: Plan) -> float:
-    """How far sizes are from the learned ones: their mean factor, logarithm."""
-    return float(np.mean([_log_factors(step) for step in plan.values()]))
+    """How far sizes are from the learned ones, in size and in aspect."""
+    return float(np.mean([_change(step) for step in plan.values()]))
 
 
-def _log_factors(step: _Step) -> np.ndarray:
-    return np.abs(np.log(np.divide(step.output_size, step.learned.output_size)))
+def _change(step: _Step) -> float:
+    factors = np.log(np.divide(step.output_size, step.learned.output_size))
+    return float(np.abs(factors).mean() + np.ptp(factors) / 2)
 
 
 def _spectral_poolings(
@@ -190,12 +192,17 @@ def _spectral_poolings(
     ]
 
 
-def strided_calls(model: keras.Model, calls: Sequence[Call]) -> list[Call]:
-    """What calls become without the products of poolings.
+def plain_calls(
+    model: keras.Model, to: str, calls: Sequence[Call]
+) -> list[Call]:
+    """What calls become by hardening, before sizes are rounded.
 
-    Convolutions that take the stride of the pooling after them give its size.
+    Products of poolings are gone, if not for `"spectral"`, and convolutions
+    that take the stride of the pooling after them give its size.
     """
-    taking = taking_strides(model)
+    if to == "spectral":
+        return list(calls)
+    taking = _taking_strides(model, to)
     remaining = []
     for place, call in enumerate(calls):
         if isinstance(call.layer, BaseSpectralPooling):
@@ -209,16 +216,20 @@ def strided_calls(model: keras.Model, calls: Sequence[Call]) -> list[Call]:
     return remaining
 
 
-def _strided_within(
-    model: keras.Model, calls: Sequence[Call], macs: float | None, shape: Any
+def _plain_within(
+    model: keras.Model,
+    to: str,
+    calls: Sequence[Call],
+    macs: float | None,
+    shape: Any,
 ) -> tuple[Plan, keras.Model]:
-    """The strided network closest to the learned sizes and to a budget."""
-    plans = _strided_plans(calls)
+    """The plain network closest to the learned sizes and to a budget."""
+    plans = _integer_plans(calls)
     if macs is None:
-        return plans[0], _strided(model, plans[0])
+        return plans[0], _plain(model, to, plans[0])
     found = []
     for plan in plans:
-        hardened = _strided(model, plan)
+        hardened = _plain(model, to, plan)
         ratio = model_cost(hardened, shape).macs / macs
         # Of all axes the mean, of all of them together the budget.
         score = _distance(plan) + abs(math.log(ratio)) / len(plan)
@@ -256,8 +267,8 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
     return hardened
 
 
-def _strided(model: keras.Model, plan: Plan) -> keras.Model:
-    hardened = _Plain(model, plan).model()
+def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:
+    hardened = _Plain(model, to, plan).model()
     if left := learned_layers(hardened):
         raise ValueError(
             f"`harden` cannot replace {left[0].path}: it is inside of a layer "
@@ -270,11 +281,12 @@ def _strided(model: keras.Model, plan: Plan) -> keras.Model:
 class _Plain:
     """Makes a model of Keras's own layers."""
 
-    def __init__(self, model: keras.Model, plan: Plan):
+    def __init__(self, model: keras.Model, to: str, plan: Plan):
         self._model = model
+        self._to = to
         self._plan = plan
         self._pairs: list[tuple] = []
-        self._taking = taking_strides(model)
+        self._taking = _taking_strides(model, to)
 
     def model(self) -> keras.Model:
         """Makes it, with the weights."""
@@ -287,7 +299,7 @@ class _Plain:
 
     def _layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) in self._plan:
-            return self._pooling(layer)
+            return self._pooling(layer, layer.name)
         if isinstance(layer, ResnetBlock):
             return self._residual(layer.name, layer.layers)
         if isinstance(layer, ResidualLayer):
@@ -299,17 +311,19 @@ class _Plain:
         step = self._plan.get(self._taking.get(id(layer)))
         return self._copy(layer, layer.name, step and step.strides)
 
-    def _pooling(self, layer: BaseDiffStride) -> keras.layers.Layer:
+    def _pooling(
+        self, layer: BaseSpectralPooling, name: str
+    ) -> keras.layers.Layer:
         strides = self._plan[id(layer)].strides
         if id(layer) in self._taking.values() or set(strides) == {1}:
-            return keras.layers.Identity(name=layer.name)
+            return keras.layers.Identity(name=name)
         return _POOLING[layer.rank](
             strides,
             strides,
             padding="same",
             data_format=layer.data_format,
             dtype=layer.dtype_policy,
-            name=layer.name,
+            name=name,
         )
 
     def _residual(
@@ -323,20 +337,30 @@ class _Plain:
         )
         x = inputs
         for layer in layers:
-            strides = None
-            if layer.pooling is not None:
+            strides = pooling = None
+            if layer.pooling is not None and self._to == "strided":
                 strides = self._plan[id(layer.pooling)].strides
+            elif layer.pooling is not None:
+                pooling = self._pooling(layer.pooling, f"{layer.name}_pooling")
+            conv_in = [
+                self._copy(layer.conv_in, f"{layer.name}_conv_in", strides)
+            ]
+            if pooling is not None:
+                before = layer.pooling_placement == "before"
+                conv_in.insert(0 if before else 1, pooling)
             main = [
                 *self._norm_relu(layer.bn_in, f"{layer.name}_bn_in"),
-                self._copy(layer.conv_in, f"{layer.name}_conv_in", strides),
+                *conv_in,
                 *self._norm_relu(layer.bn_out, f"{layer.name}_bn_out"),
                 self._copy(layer.conv_out, f"{layer.name}_conv_out"),
             ]
             shortcut = x
             if layer.project:
+                # Averages commute with a convolution of size 1.
+                shortcut = x if pooling is None else pooling(x)
                 shortcut = self._copy(
                     layer.conv_shortcut, f"{layer.name}_conv_shortcut", strides
-                )(x)
+                )(shortcut)
             for each in main:
                 x = each(x)
             x = keras.layers.Add(name=f"{layer.name}_add")([x, shortcut])

@@ -32,6 +32,8 @@ PARAMETERS = {
     "final_smoothness": ["pooling.DiffStride.final_smoothness_factor"],
     "placement": ["resnet.Resnet.pooling_placement"],
     "budget": ["train.train.budget"],
+    "harden": ["train.train.harden_to"],
+    "finetune": ["train.train.finetune_epochs"],
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
@@ -39,6 +41,8 @@ _REACH = {
     "pooling.FixedSpectralPooling.": ("spectral",),
     "train.train.stride_cost_weight": RAMPS,
     "train.train.budget": RAMPS,
+    "train.train.harden_to": RAMPS,
+    "train.train.finetune_epochs": RAMPS,
     "resnet.Resnet.pooling_placement": ("spectral", *RAMPS),
 }
 AXES = ("method", *PARAMETERS, "seed")

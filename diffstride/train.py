@@ -19,7 +19,7 @@ from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, human
-from diffstride.hardening import harden
+from diffstride.hardening import TARGETS, harden
 from diffstride.optimization import exclude_strides_from_weight_decay
 from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
@@ -71,11 +71,11 @@ def train(
             in the end, as `model_cost` counts them; `None` for no budget.
         smoothness_share: share of the epochs over which the smoothness of
             layers with a `final_smoothness_factor` falls to it.
-        harden_to: `"spectral"` or `"strided"`: what `harden` makes of the
-            network after `num_epochs`, with fixed strides and within the
-            budget. The network that learned them is kept as `learned.keras`.
-        finetune_epochs: further epochs, which train the hardened network. The
-            learning rate goes on from where it was.
+        harden_to: `"spectral"`, `"strided"` or `"pooled"`: what `harden` makes
+            of the network in the end, with fixed strides and within the budget.
+            The network that learned them is kept as `learned.keras`.
+        finetune_epochs: how many of the epochs, the last ones, train the
+            hardened network.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
@@ -115,15 +115,16 @@ def train(
         deterministic=deterministic,
     )
     _check(
-        harden_to in (None, "spectral", "strided"),
-        "None, 'spectral' or 'strided'",
+        harden_to in (None, *TARGETS),
+        f"None or one of {', '.join(map(repr, TARGETS))}",
         harden_to=repr(harden_to),
     )
     _check(
-        finetune_epochs == 0 or (finetune_epochs > 0 and harden_to is not None),
-        "0, or more together with `harden_to`",
+        0 <= finetune_epochs < (num_epochs if harden_to else 1),
+        f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
         finetune_epochs=finetune_epochs,
     )
+    learning_epochs = num_epochs - finetune_epochs
     _set_up(seed, deterministic)
     strategy = _strategy(devices)
     with as_config_errors():
@@ -144,10 +145,10 @@ def train(
             compiled(model)
         steering = _steering(
             model,
-            num_epochs,
+            learning_epochs,
             budget,
             smoothness_share,
-            harden_to == "strided",
+            harden_to or "spectral",
             datasets.image_shape,
         )
         if harden_to:  # What cannot be done is to be known before training.
@@ -168,8 +169,8 @@ def train(
         if first_epoch:
             logging.info("Going on after epoch %d in %s", first_epoch, root)
         if harden_to:
-            _check_not_hardened(root, first_epoch, num_epochs)
-        epochs = stage.fit(model, first_epoch, num_epochs, steering)
+            _check_not_hardened(root, first_epoch, learning_epochs)
+        epochs = stage.fit(model, first_epoch, learning_epochs, steering)
         if not harden_to:
             return stage.finish(model, seed)
 
@@ -363,24 +364,24 @@ def _add_stride_cost(
 
 def _steering(
     model: keras.Model,
-    num_epochs: int,
+    epochs: int,
     budget: float | None,
     smoothness_share: float,
-    plain: bool,
+    harden_to: str,
     image_shape: tuple,
 ) -> list[keras.callbacks.Callback]:
     """What changes strides and smoothness beside the optimizer."""
     steering: list[keras.callbacks.Callback] = []
     if scheduled_layers(model):
-        steering.append(SmoothnessSchedule(smoothness_share, num_epochs))
+        steering.append(SmoothnessSchedule(smoothness_share, epochs))
     if budget is not None:
         steering.append(
             add_compute_budget(
                 model,
                 budget,
                 input_shape=image_shape,
-                count_pooling=not plain,
-                epochs=num_epochs,
+                harden_to=harden_to,
+                epochs=epochs,
             )
         )
     return steering
@@ -409,16 +410,15 @@ def _compiled(
 
 
 def _check_not_hardened(
-    root: pathlib.Path, first_epoch: int, num_epochs: int
+    root: pathlib.Path, done: int, learning_epochs: int
 ) -> None:
     """Refuses to learn strides further when a network was made of them."""
-    kept = any((root / "backup").glob(f"{_HARDENED}*"))
-    _check(
-        first_epoch >= num_epochs or not kept,
-        f"at most {first_epoch} in {root}, where the network was hardened after"
-        " that epoch. Raise `finetune_epochs`, or choose another --workdir",
-        num_epochs=num_epochs,
-    )
+    if done < learning_epochs and any((root / "backup").glob(f"{_HARDENED}*")):
+        raise ConfigError(
+            f"`num_epochs` less `finetune_epochs` must be {done} in {root}, "
+            "where the network was hardened after that many epochs. Received: "
+            f"{learning_epochs}. Raise both, or choose another --workdir"
+        )
 
 
 def _check_same_run(

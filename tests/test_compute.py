@@ -215,12 +215,13 @@ def test_a_model_without_learned_strides_is_refused():
 
 @on_the_host
 @pytest.mark.parametrize("placement", ["before", "after"])
-def test_without_pooling_what_is_hardened_to_strided_is_counted(placement):
+@pytest.mark.parametrize("to", ["strided", "pooled"])
+def test_what_will_be_hardened_is_counted(placement, to):
     model = small_resnet(
         (1, 2, 2), (16, 16, 1), 3, 1, placement, smoothness_factor=0.0
     )
-    compute = ComputeModel(model, count_pooling=False)
-    plain = harden(model, "strided", verbose=False)
+    compute = ComputeModel(model, harden_to=to)
+    plain = harden(model, to, verbose=False)
     assert compute.macs(compute.strides()) == model_cost(plain).macs
     assert compute.macs(compute.strides()) < model_cost(model).macs
 
@@ -248,7 +249,7 @@ def test_own_shares_are_what_a_size_costs():
     model = small_resnet(
         (1, 2, 2), (32, 32, 1), 3, 1, "before", smoothness_factor=0.0
     )
-    compute = ComputeModel(model, count_pooling=False)
+    compute = ComputeModel(model, harden_to="strided")
     strides = [np.float32([s, s]) for s in (1, 2, 2)]
     shares = compute.own_shares(strides)
     assert sum(shares) == pytest.approx(1, abs=0.02)  # And the dense layer.
