@@ -117,6 +117,11 @@ def workdir() -> str:
     return gin.get_bindings("train.train")["workdir"]
 
 
+def training() -> dict[str, Any]:
+    """Returns the arguments of `train` that what was loaded sets."""
+    return gin.get_bindings("train.train")
+
+
 def differing(old: str, new: str) -> list[str]:
     """Lists what two operative configs of one run may not differ in.
 

@@ -231,7 +231,9 @@ class _Stage:
         if first_epoch < last_epoch:
             datasets.reading()(model.fit)(
                 datasets.epochs(first_epoch, last_epoch),
-                validation_data=datasets.test,
+                validation_data=datasets.test
+                if datasets.validation is None
+                else datasets.validation,
                 initial_epoch=first_epoch,
                 epochs=last_epoch,
                 steps_per_epoch=datasets.steps_per_epoch,
@@ -267,6 +269,7 @@ class _Stage:
             **_tested(model, self._datasets),
             "seconds": sum(row.get("seconds", 0) for row in self._rows),
             "epochs": self._epochs,
+            "images_per_epoch": self._datasets.images_per_epoch,
             "parameters": model.count_params(),
             "cost": cost_of_calls(model, calls).totals(),
             "seed": seed,
@@ -284,9 +287,15 @@ class _Stage:
 
 
 def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, float]:
-    with datasets.reading():
-        test = model.evaluate(datasets.test, verbose=0, return_dict=True)
-    return {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
+    found = {}
+    for name in ("test", "validation"):
+        batches = getattr(datasets, name)
+        if batches is not None:
+            with datasets.reading():
+                of = model.evaluate(batches, verbose=0, return_dict=True)
+            found[f"{name}_accuracy"] = of["accuracy"]
+            found[f"{name}_loss"] = of["loss"]
+    return found
 
 
 def _hardened(
