@@ -12,9 +12,11 @@ again, the search goes on. --table answers trials from runs made before.
 """
 
 import argparse
+import contextlib
 import math
 import pathlib
 import sys
+from collections.abc import Callable, Iterator
 
 from diffstride.errors import UserError, run_reporting_errors
 from diffstride.runs import read_runs
@@ -46,17 +48,13 @@ def main(argv: list[str]) -> int:
     answers = Answers(sweep, args.select, table, args.images)
     if args.select == "test":
         print("Trials are selected by test accuracy, which flatters the best.")
-    failed: dict[str, str] = {}
-    if args.table_only:
-        _replay(args, asked, options, answers)
-    else:
-        try:
-            failed = _train(args, asked, options, answers)
-        except Stopped as stop:
-            print(
-                "Stopped. The same command goes on from here.", file=sys.stderr
-            )
-            return 128 + stop.args[0]
+    search = _replay if args.table_only else _train
+    try:
+        with noting_signals() as check:
+            failed = search(args, asked, options, answers, check)
+    except Stopped as stop:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 128 + stop.args[0]
     if compared:
         print(f"\n{outcome.compared(compared, args.images)}")
     if failed:
@@ -71,25 +69,16 @@ def _train(
     asked: space.Space,
     options: Options,
     answers: Answers,
+    check: Callable[[], None],
 ) -> dict[str, str]:
     """Makes what is not in the table; returns name and error of failures."""
-    sweep = answers.sweep
-    with noting_signals() as check, locked(sweep.folder) as lock:
-        journal = Journal(
-            sweep.folder / "search.jsonl",
-            _identity(args, asked, options, sweep),
-        )
-        answers.counter = Counter(
-            sweep.command,
-            sweep.folder / "costs.jsonl",
-            sweep.folder / "costs.log",
-        )
-        try:
-            study = Study(asked, options, answers.cost, journal)
-            search = Search(study, answers, args.trials, args.output)
-            failed = search.make(lock, check)
-        finally:
-            answers.counter.close()
+    folder = answers.sweep.folder
+    with locked(folder) as lock, _counting(answers):
+        path = folder / "search.jsonl"
+        journal = Journal(path, _identity(args, asked, options, answers.sweep))
+        study = Study(asked, options, answers.cost, answers.can_make, journal)
+        search = Search(study, answers, args.trials, args.output)
+        failed = search.make(lock, check)
     _tell(study, options)
     return failed
 
@@ -99,23 +88,47 @@ def _replay(
     asked: space.Space,
     options: Options,
     answers: Answers,
-) -> None:
+    check: Callable[[], None],
+) -> dict[str, str]:
     """Searches in the table alone, with as many seeds as are asked for."""
+    answers.trains = False
+    is_single = args.repeats == 1
     searches: list[list[Trial]] = []
-    for number in range(args.repeats):
-        each = options._replace(seed=options.seed + number)
-        study = Study(asked, each, answers.cost, Journal(None, {}))
-        output = args.output if args.repeats == 1 else None
-        tell = print if args.repeats == 1 else lambda line: None
-        search = Search(study, answers, args.trials, output, tell)
-        search.make(None, lambda: None)
-        searches.append(study.trials)
-    if args.repeats == 1:
+    with contextlib.ExitStack() as stack:
+        if math.isfinite(options.budget) or options.at_least:
+            # What is out of the bounds need not be in the table.
+            stack.enter_context(locked(answers.sweep.folder))
+            stack.enter_context(_counting(answers))
+        for number in range(args.repeats):
+            each = options._replace(seed=options.seed + number)
+            journal = Journal(None, {})
+            study = Study(asked, each, answers.cost, answers.can_make, journal)
+            search = Search(study, answers, args.trials)
+            if is_single:
+                search.output = args.output
+            else:
+                search.tell = lambda line: None
+            search.make(None, check)
+            searches.append(study.trials)
+    if is_single:
         _tell(study, options)
     else:
         print(outcome.over_searches(searches))
     if study.left_out:
         print(f"{study.left_out} candidates are not in the table")
+    return {}
+
+
+@contextlib.contextmanager
+def _counting(answers: Answers) -> Iterator[None]:
+    folder = answers.sweep.folder
+    answers.counter = Counter(
+        answers.sweep.command, folder / "costs.jsonl", folder / "costs.log"
+    )
+    try:
+        yield
+    finally:
+        answers.counter.close()
 
 
 def _tell(study: Study, options: Options) -> None:

@@ -34,6 +34,7 @@ class Answers:
         table: records of runs already made, as `read_table` returns them.
         images: images of an epoch, for records that do not tell.
         counter: counts what is not in the table; `None` to leave it out.
+        trains: whether what is not in the table can be made.
     """
 
     sweep: Sweep
@@ -41,6 +42,7 @@ class Answers:
     table: dict[str, dict[str, Any]]
     images: int | None = None
     counter: Counter | None = None
+    trains: bool = True
 
     def made(self, run: Run) -> dict[str, Any] | None:
         """Returns the record of a run that is in the table."""
@@ -57,6 +59,10 @@ class Answers:
             return None
         cost = self.counter.cost(run, self.select == "validation")
         return cost._replace(images=cost.images or self.images)
+
+    def can_make(self, run: Run) -> bool:
+        """Tells whether there is, or can be, a record of a run."""
+        return self.trains or self.made(run) is not None
 
     def look(self, trial: Trial) -> tuple[str, dict[str, Any] | None]:
         """Returns the state of a run, and its record if it has one."""

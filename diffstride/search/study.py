@@ -15,7 +15,7 @@ SAMPLERS = ("tpe", "random")
 PRUNERS = ("none", "median", "halving")
 # A sampler that proposes what is known this often in a row has settled; a
 # candidate that is not known is then drawn for it.
-_MOST_REPEATS = 100
+_MOST_REPEATS = 20
 _MOST_REJECTED = 2000
 # A backward pass multiplies twice: for inputs and for weights.
 PASSES = 3
@@ -97,6 +97,8 @@ class Study:
         space: what there is to choose from.
         options: how to choose.
         cost_fn: gives the cost of a run; `None` leaves the candidate out.
+        can_make_fn: tells whether a run can be made, once it is known to be
+            within the bounds.
         journal: keeps what happens; what is in it has happened already.
     """
 
@@ -105,6 +107,7 @@ class Study:
         space: Space,
         options: Options,
         cost_fn: Callable[[Run], Cost | None],
+        can_make_fn: Callable[[Run], bool],
         journal: Journal,
     ):
         optuna = import_optuna()
@@ -114,6 +117,7 @@ class Study:
         self._space = space
         self._options = options
         self._cost_fn = cost_fn
+        self._can_make_fn = can_make_fn
         self._journal = journal
         self._states = optuna.trial.TrialState
         self._chance = random.Random(options.seed)
@@ -150,15 +154,16 @@ class Study:
                 continue
             self._names.add(run.name)
             cost = self._cost_fn(run)
-            if cost is None:
-                self.left_out += 1
-                self._study.tell(asked, state=self._states.FAIL)
-                continue
-            if self._is_within(cost.macs, asked):
+            is_within = cost is not None and self._is_within(cost.macs, asked)
+            if is_within and self._can_make_fn(run):
                 trial = Trial(len(self.trials), run, cost, asked)
                 self._write(trial, settings=run.settings)
                 self.trials.append(trial)
                 return trial
+            if cost is None or is_within:
+                self.left_out += 1
+                self._study.tell(asked, state=self._states.FAIL)
+                continue
             self.rejected += 1
             self._study.tell(asked, state=self._states.PRUNED)
             if self.rejected - rejected >= _MOST_REJECTED:
