@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from diffstride import (
     FixedSpectralPooling,
     callbacks,
     config,
+    counting,
     files,
     main,
     resnet,
@@ -174,6 +176,60 @@ def test_tensorboard_files_read_back(finished):
     assert found["epoch_stride/block_2/layer_1/pooling/width"][0] == 2.0
     validation = charts(workdir / "tensorboard" / "validation")
     assert set(validation) == {"epoch_accuracy", "epoch_loss"}
+
+
+def test_validation_images_are_not_those_of_the_test(
+    main_here, data_dir, tmp_path
+):
+    """And what is counted without training is what the run needs."""
+    workdir = tmp_path / "run"
+    bindings = [
+        *TINY,
+        "train.num_epochs = 1",
+        "data.load_datasets.validation_split = 'train[640:]'",
+    ]
+    status, _, err = main_here(workdir, data_dir, *bindings)
+    assert status == 0, err
+    summary = json.loads((workdir / "summary.json").read_text())
+    model = keras.models.load_model(workdir / "model.keras")
+    (row,) = rows(workdir)
+    for split, name, again in (
+        ("train[640:]", "validation", row["val_accuracy"]),
+        ("test", "test", None),
+    ):
+        images = load_datasets(
+            *("digits", 64),
+            data_dir=data_dir,
+            image_size=12,
+            train_split="train[:640]",
+            test_split=split,
+        ).test
+        found = model.evaluate(images, verbose=0, return_dict=True)
+        expected = pytest.approx(found["accuracy"])
+        assert summary[f"{name}_accuracy"] == expected
+        assert again in (None, expected)
+    assert summary["validation_accuracy"] != summary["test_accuracy"]
+    # Pairs are mixed: ten steps of 128 images in each, half as many come out.
+    assert summary["images_per_epoch"] == 5 * 64
+
+    asked = [[], ["resnet.Resnet.strides = [1, 2]"], ["a.b = 1"], []]
+    answers = io.StringIO()
+    args = counting._arguments(
+        ["--gin_config=digits.gin", f"--data_dir={data_dir}"]
+        + [f"--gin_bindings={binding}" for binding in bindings]
+    )
+    counting.answer(args, map(json.dumps, asked), answers)
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    expected = {
+        "macs": summary["cost"]["macs"],
+        "images": summary["images_per_epoch"],
+        "epochs": 1,
+        "validates": True,
+    }
+    assert found[0] == found[3] == expected
+    assert "`filters` and `strides` must" in found[1]["error"]
+    assert "configurable" not in found[1]["error"]
+    assert "a.b" in found[2]["error"]
 
 
 def test_summary_on_the_terminal(finished):
