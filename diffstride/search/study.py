@@ -277,8 +277,10 @@ def _distributions(space: Space, choices: dict[str, list]) -> dict[str, Any]:
 
 def _sampler(options: Options) -> Any:
     samplers = import_optuna().samplers
-    kinds = {"tpe": samplers.TPESampler, "random": samplers.RandomSampler}
-    return kinds[options.sampler](seed=options.seed)
+    if options.sampler == "random":
+        return samplers.RandomSampler(seed=options.seed)
+    # A failed trial must look like one that runs, which is therefore ignored.
+    return samplers.TPESampler(seed=options.seed, constant_liar=False)
 
 
 def _pruner(options: Options) -> Any:
