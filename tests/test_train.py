@@ -186,6 +186,7 @@ def test_validation_images_are_not_those_of_the_test(
     bindings = [
         *TINY,
         "train.num_epochs = 1",
+        "resnet.Resnet.pooling_cls = None",
         "data.load_datasets.validation_split = 'train[640:]'",
     ]
     status, _, err = main_here(workdir, data_dir, *bindings)
