@@ -201,6 +201,8 @@ class TestSpace:
             (["strides=1-2", "seed=0|1"], r"`seed` must have one value.*0\|1"),
             (["strides=1-2", "method=inner"], "spectral or strided: .* inner"),
             (["strides=1-2", "method=max"], "`method` must be one of"),
+            (["none.toml"], "--space=none.toml cannot be read"),
+            (["strides"], "--space must be one TOML file, or axes"),
         ],
     )
     def test_bad_spaces(self, texts, message):
@@ -394,6 +396,7 @@ class TestSearch:
                 break
             except Killed:
                 kills += 1
+                assert kills < 50
         assert kills > 4
         if jobs == 1:
             assert journal() == journal("whole")
@@ -600,6 +603,7 @@ class TestSearch:
             ("--trials=0", "--trials must be at least 1. Received: 0"),
             ("--jobs=0", "--jobs must be at least 1"),
             ("--table_only", "--table_only needs a --table"),
+            ("--table=none.jsonl", "--table must be a .jsonl file .* none"),
             ("--repeats=2", "--repeats needs --table_only"),
             ("--search_seed=-1", "--search_seed must be from 0"),
             ("--gin_config=", "--gin_config is required"),

@@ -91,6 +91,11 @@ def read_table(
     paths: Sequence[pathlib.Path], sweep: Sweep
 ) -> dict[str, dict[str, Any]]:
     """Reads the records of finished runs, by what makes them what they are."""
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"--table must be a .jsonl file of records. Received: {path}"
+            )
     records = [record for path in paths for record in read_records(path)]
     common = (sweep.gin_config, sweep.bindings)
     table = {}

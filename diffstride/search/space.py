@@ -69,7 +69,10 @@ class Space:
 
 def load(texts: Sequence[str]) -> Space:
     """Reads one TOML file, or axes such as `"strides=1-2,1-3,1-3"`."""
-    asked = grid.load(texts, unchecked=[STRIDES])
+    try:
+        asked = grid.load(texts, unchecked=[STRIDES])
+    except UserError as error:
+        raise UserError(str(error).replace("--grid", "--space")) from error
     if len(asked.products) > 1:
         raise UserError(
             "The file of a --space must have one table [[grid]]. Received: "
