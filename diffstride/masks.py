@@ -201,7 +201,8 @@ class CosineLowPass(LowPass):
         )
 
     def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
-        band = super()._band(2 * size, 2 * output_size, stride)
+        # The mirrored spectrum of as many coefficients: they have no Nyquist.
+        band = super()._band(2 * size, 2 * output_size - 1, stride)
         weights = band.positive[:size]
         final_size = output_size if self.cropping else size
         return Band(weights, weights, final_size)
