@@ -57,6 +57,33 @@ class AveragePooling(SpatialPooling):
             pool_size = arguments.integers("strides", strides)
         super().__init__(pool_size, strides, padding, data_format, **kwargs)
 
+    def call(self, inputs: Any) -> Any:
+        """Returns the average of each window."""
+        if keras.backend.backend() != "torch" or self.padding != "same":
+            return super().call(inputs)
+        # Keras pads with the outermost samples there, and averages them, too.
+        x = ops.convert_to_tensor(inputs)
+        seen = self._padded_average(ops.ones_like(x[:1]))
+        return self._padded_average(x) / seen
+
+    def _padded_average(self, x: Any) -> Any:
+        """Averages windows of which what is padded counts as zero."""
+        first = 1 if self.data_format == "channels_last" else 2
+        pads = [(0, 0)] * 4
+        for axis, window, stride in zip(
+            (first, first + 1), self.pool_size, self.strides, strict=True
+        ):
+            size = x.shape[axis]
+            more = max((-(-size // stride) - 1) * stride + window - size, 0)
+            pads[axis] = (more // 2, more - more // 2)
+        return ops.average_pool(
+            ops.pad(x, pads),
+            self.pool_size,
+            self.strides,
+            "valid",
+            self.data_format,
+        )
+
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class MaxPooling(PoolingLayer, keras.layers.MaxPooling2D):
@@ -239,7 +266,7 @@ def max_between(
     Returns:
         The tensor with one sample for each part.
     """
-    first, last = edges[:-1], edges[1:] - (not overlapping)
+    first, last = edges[:-1], edges[1:] - (0 if overlapping else 1)
     size = ops.shape(x)[axis]
     last = ops_for(last, size).minimum(last, size - 1)
     samples = [
