@@ -1,5 +1,6 @@
 """DynOPool: max pooling at a scale that is learned."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +9,7 @@ from keras import ops
 
 from diffstride.masks import LowPass
 from diffstride.numerics import Size, Tensor, ops_for, to_size
-from diffstride.resampling import (
-    Factor,
-    product,
-    product_macs,
-    spatial_sizes,
-)
+from diffstride.resampling import spatial_sizes
 from diffstride.strided import PACKAGE, BaseLearnedPooling
 
 
@@ -115,7 +111,9 @@ class DynOPool(BaseLearnedPooling):
     def call(self, inputs: Any) -> Any:
         """Returns the largest of the four queries of each cell."""
         x = ops.cast(inputs, self.compute_dtype)
-        x = product(x, self._queries(x), self.data_format)
+        queries = self._queries(x)
+        for axis, (left, part) in zip(self.spatial_axes, queries, strict=True):
+            x = _interpolated(x, axis, left, part)
         return ops.max_pool(x, 2, 2, "valid", self.data_format)
 
     def output_sizes(
@@ -138,19 +136,27 @@ class DynOPool(BaseLearnedPooling):
         return limits.used(sizes, strides)
 
     def macs(self, input_shape: Sequence[int]) -> int:
-        """Counts the multiply-accumulates of a call; see `PoolingLayer`."""
-        queries = self._queries(keras.KerasTensor(input_shape))
-        return product_macs(input_shape, queries, self.data_format)
+        """Counts the multiply-accumulates of a call; see `PoolingLayer`.
 
-    def _queries(self, inputs: Any) -> list[Factor]:
-        """The interpolation of each axis, with the strides' gradient."""
+        A value that is interpolated between two takes two of them.
+        """
+        shape = list(input_shape)
+        queries = self._queries(keras.KerasTensor(input_shape))
+        total = 0
+        for axis, (left, _) in zip(self.spatial_axes, queries, strict=True):
+            shape[axis] = left.shape[0]
+            total += 2 * math.prod(shape)
+        return total
+
+    def _queries(self, inputs: Any) -> list[tuple[Tensor, Tensor]]:
+        """What `_between` tells of each axis, with the strides' gradient."""
         sizes = spatial_sizes(inputs, self.data_format)
         known = self.known_output_sizes(inputs, sizes)
         strides = self.initial_strides if self.frozen else self.scaled_strides()
         used = self.used_strides(sizes, strides)
         outputs = known or self.output_sizes(sizes, strides)
         return [
-            Factor(_interpolation(size, output, used[axis]))
+            _between(size, output, used[axis])
             for axis, (size, output) in enumerate(
                 zip(sizes, outputs, strict=True)
             )
@@ -165,25 +171,38 @@ def _output_size(size: Size, stride: Tensor) -> Size:
     return to_size(ops.minimum(ops.maximum(rounded, 1), size))
 
 
-def _interpolation(size: Size, output_size: Size, stride: Tensor) -> Tensor:
-    """Matrix (2 * output_size, size) from samples to queries.
+def _between(
+    size: Size, output_size: Size, stride: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Places of the queries along an axis, two in each cell.
 
-    Sample `j` is at `j`, and what the map covers is from -1/2 to `size - 1/2`.
+    Sample `j` is at `j`, and the map covers what is from -1/2 to `size - 1/2`.
+
+    Returns:
+        For each of `2 * output_size` queries the sample on its left, an
+        integer, and its distance from that, from 0 to 1.
     """
     ops = ops_for(size, output_size, stride)
     dtype = stride.dtype
     cell = ops.cast(size, dtype) / ops.cast(output_size, dtype)
     cell = cell + (stride - ops.stop_gradient(stride))
     quarters = ops.cast(2 * ops.arange(2 * output_size) + 1, dtype) / 4.0
-    position = quarters * cell - 0.5
+    place = quarters * cell - 0.5
     # Beyond the outermost samples there is nothing to interpolate.
     end = ops.cast(size - 1, dtype)
-    position = ops.where(position < 0, ops.zeros_like(position), position)
-    position = ops.where(position > end, end, position)
-    left = ops.floor(ops.stop_gradient(position))
+    place = ops.where(place < 0, ops.zeros_like(place), place)
+    place = ops.where(place > end, end, place)
+    left = ops.floor(ops.stop_gradient(place))
     left = ops.minimum(left, ops.maximum(end - 1, 0))
-    part = ops.expand_dims(position - left, 1)
-    samples = ops.cast(ops.arange(size), dtype)
-    distance = samples - ops.expand_dims(left, 1)
-    weights = ops.where(distance == 0, 1.0 - part, ops.zeros_like(part))
-    return ops.where(distance == 1, part, weights)
+    return ops.cast(left, "int32"), place - left
+
+
+def _interpolated(x: Tensor, axis: int, left: Tensor, part: Tensor) -> Tensor:
+    """The values of an axis at places between its samples."""
+    size = ops.shape(x)[axis]
+    right = ops_for(left, size).minimum(left + 1, size - 1)
+    near, far = (ops.take(x, place, axis=axis) for place in (left, right))
+    shape = [1] * len(x.shape)
+    shape[axis] = -1
+    part = ops.cast(ops.reshape(part, shape), x.dtype)
+    return near + part * (far - near)

@@ -52,7 +52,7 @@ def resample(
     """
     sizes = spatial_sizes(x, data_format)
     made = (transform or factors)(sizes, bands, norm)
-    return product(x, made, data_format)
+    return _product(x, made, data_format, _along)
 
 
 def resample_macs(
@@ -72,20 +72,7 @@ def resample_macs(
     Returns:
         Their number. Making the matrices, once for a batch, is not in it.
     """
-    sizes = spatial_sizes(KerasTensor(shape), data_format)
-    made = (transform or factors)(sizes, bands, "backward")
-    return product_macs(shape, made, data_format)
-
-
-def product(x: Tensor, factors: Sequence["Factor"], data_format: str) -> Tensor:
-    """Applies the matrices of all axes to every channel."""
-    return _product(x, factors, data_format, _along)
-
-
-def product_macs(
-    shape: Sequence[int], factors: Sequence["Factor"], data_format: str
-) -> int:
-    """Counts the multiply-accumulates of `product` on maps of a shape."""
+    x = KerasTensor(shape)
     counts = []
 
     def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -93,7 +80,9 @@ def product_macs(
         counts.append(int(matrix.shape[0]) * math.prod(x.shape))
         return _along(matrix, x, axis)
 
-    _product(KerasTensor(shape), factors, data_format, along)
+    sizes = spatial_sizes(x, data_format)
+    made = (transform or factors)(sizes, bands)
+    _product(x, made, data_format, along)
     return sum(counts)
 
 
