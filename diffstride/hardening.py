@@ -67,6 +67,17 @@ def harden(
             them where they cannot be replaced.
     """
     arguments.choice("to", to, _TARGETS)
+    others = [
+        layer.path
+        for layer in learned_layers(model)
+        if not isinstance(layer, BaseSpectralPooling)
+    ]
+    if others:
+        raise ValueError(
+            "`harden` knows no fixed form of a layer that learns its stride "
+            "without a spectrum: use `diffstride.freeze`, which makes strides "
+            f"constant. Received: {', '.join(others)}"
+        )
     calls = profile(model, input_shape)
     plan = _plan(calls, integers=to == "strided")
     if not plan:

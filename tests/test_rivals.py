@@ -529,6 +529,22 @@ def test_compiled_steps(method):
 
 
 @not_jax
+@pytest.mark.parametrize("ramp", ["outer", "straight_through"])
+def test_harden(ramp):
+    inputs = keras.Input((9, 12, 2))
+    layer = DCTDiffStride((1.7, 2.3), 0.0, ramp=ramp)
+    model = keras.Model(inputs, layer(inputs))
+    x = images(2, 9, 12, 2)
+    hardened = diffstride.harden(model, verbose=False)
+    np.testing.assert_allclose(array(hardened(x)), array(model(x)), atol=ATOL)
+    strided = diffstride.harden(model, "strided", verbose=False)
+    assert type(strided.layers[1]) is keras.layers.AveragePooling2D
+    model = keras.Model(inputs, DynOPool(2, name="pool")(inputs))
+    with pytest.raises(ValueError, match="use `diffstride.freeze`.*pool"):
+        diffstride.harden(model)
+
+
+@not_jax
 def test_costs_are_those_of_what_is_multiplied():
     def macs(layer, *shape):
         model = keras.Sequential([keras.Input(shape), layer])
