@@ -25,6 +25,7 @@ from diffstride import (
     model_cost,
     static_sizes,
 )
+from diffstride.compute import ComputeModel
 from diffstride.windows import max_between
 
 RIVALS = {
@@ -526,6 +527,42 @@ def test_compiled_steps(method):
         np.testing.assert_allclose(array(frozen(x)), expected, atol=1e-5)
         assert frozen.layers[0].frozen
         assert None not in frozen.layers[0].output.shape[1:]
+
+
+@not_jax
+@pytest.mark.parametrize("cls", LEARNED)
+def test_learned_strides_are_known_to_all_that_bounds_them(cls):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((12, 14, 1)),
+            cls((1.5, 2.0), name="first"),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            cls((1.5, 1.2), upper_limit_stride=3.0, name="second"),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+    assert diffstride.check(model) == []
+    compute = ComputeModel(model)
+    for strides in ([1.0, 3.1], [2.4, 1.3]), ([4.0, 1.0], [9.0, 2.2]):
+        strides = compute.clipped([np.float32(each) for each in strides])
+        told = compute.macs(strides)
+        for layer, value in zip(compute.layers, strides, strict=True):
+            layer.stride_weights.assign(value)
+        assert told == model_cost(model).macs
+    assert (strides[1] == np.float32([3.0, 2.2])).all()
+    diffstride.add_stride_cost(model, 2.0)
+    share = 1 / 4.0
+    cost = share + share / (3.0 * 2.2)
+    losses = [float(array(loss)) for loss in model.losses]
+    assert sum(losses) == pytest.approx(2 * cost)
+    # A stride beyond the limits is not used.
+    layer = compute.layers[1]
+    layer.stride_weights.assign([7.0, 0.2])
+    used = layer.used_strides((12, 14), array(layer.stride_weights))
+    np.testing.assert_allclose(used[0], 3.0)
+    assert used[1] >= 1
 
 
 @not_jax
