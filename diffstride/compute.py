@@ -1,7 +1,6 @@
 """Computation within a budget: strides held to a number of MACs."""
 
 import contextlib
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ import numpy as np
 from diffstride.cost import layer_macs
 from diffstride.formatting import human
 from diffstride.hardening import plain_calls
-from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import first_calls, learned_in_order, profile
+from diffstride.strided import BaseLearnedPooling
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
 
@@ -148,7 +147,8 @@ class ComputeModel:
             if source not in self._inputs:
                 return self._learn(strides)
             inputs.append(self._inputs[source])
-            outputs.append(_output_sizes(self.layers[i], inputs[i], value))
+            layer = self.layers[i]
+            outputs.append(layer.final_output_sizes(inputs[i], value))
         keys = [self._key(i, inputs, outputs) for i in self._segments]
         if not all(key in self._counts for key in keys):
             return self._learn(strides)
@@ -201,7 +201,9 @@ class ComputeModel:
             for layer, value in zip(self.layers, strides, strict=True):
                 stack.enter_context(_frozen_at(layer, value))
             calls = profile(self._model, self._input_shape)
-            found = {id(c.layer): c for c in first_calls(calls, BaseDiffStride)}
+            found = {
+                id(c.layer): c for c in first_calls(calls, BaseLearnedPooling)
+            }
             calls = plain_calls(self._model, self._harden_to, calls)
             macs = np.array([layer_macs(call) for call in calls])
         first = [found[id(layer)] for layer in self.layers]
@@ -572,38 +574,21 @@ def _next_size(
     layer = compute.layers[place]
     inputs = compute.input_sizes(strides, place)
     value = strides[place].copy()
-    size = _output_sizes(layer, inputs, value)
+    size = layer.final_output_sizes(inputs, value)
     for _ in range(100):
         value[axis] *= factor
         value = np.clip(value, *_limits(layer)).astype(value.dtype)
-        if _output_sizes(layer, inputs, value) != size:
+        if layer.final_output_sizes(inputs, value) != size:
             return [*strides[:place], value, *strides[place + 1 :]]
     return None
 
 
-def _final_smoothness(layer: BaseDiffStride) -> float:
-    final = layer.final_smoothness_factor
-    return layer.current_smoothness if final is None else final
-
-
-def _output_sizes(
-    layer: BaseDiffStride, sizes: tuple[int, ...], strides: np.ndarray
-) -> tuple[int, ...]:
-    low_pass = dataclasses.replace(
-        layer.low_pass, smoothness=_final_smoothness(layer)
-    )
-    return low_pass.output_sizes(sizes, strides)
-
-
 @contextlib.contextmanager
-def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
+def _frozen_at(
+    layer: BaseLearnedPooling, strides: np.ndarray
+) -> Iterator[None]:
     """Inside the block a layer is what freezing it would make of it, here."""
-    supposed = {
-        "frozen": True,
-        "shared_stride": False,
-        "strides": tuple(np.broadcast_to(strides, layer.rank).tolist()),
-        "current_smoothness": _final_smoothness(layer),
-    }
+    supposed = layer.frozen_at(strides)
     before = {name: getattr(layer, name) for name in supposed}
     try:
         for name, value in supposed.items():
@@ -614,7 +599,7 @@ def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
             setattr(layer, name, value)
 
 
-def _limits(layer: BaseDiffStride) -> tuple[float, float]:
+def _limits(layer: BaseLearnedPooling) -> tuple[float, float]:
     low, high = layer.lower_limit_stride, layer.upper_limit_stride
     return (
         1.0 if low is None else low,

@@ -76,6 +76,17 @@ def harden(
             the learned ones stay within `macs`.
     """
     arguments.choice("to", to, TARGETS)
+    others = [
+        layer.path
+        for layer in learned_layers(model)
+        if not isinstance(layer, BaseSpectralPooling)
+    ]
+    if others:
+        raise ValueError(
+            "`harden` knows no fixed form of a layer that learns its stride "
+            "without a spectrum: use `diffstride.freeze`, which makes strides "
+            f"constant. Received: {', '.join(others)}"
+        )
     calls = profile(model, input_shape)
     if not any(isinstance(call.layer, BaseSpectralPooling) for call in calls):
         raise ValueError(

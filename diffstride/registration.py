@@ -16,7 +16,14 @@ from typing import Any
 _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
     *("static", "internals", "optimization", "resizing", "composite"),
+    *("strided", "antialiasing", "cosine", "dynopool", "windows"),
 }
+
+# Modules that have layers of their own.
+LAYERS = (
+    *("pooling", "resizing", "resnet"),
+    *("antialiasing", "cosine", "dynopool", "windows"),
+)
 
 
 def register_with_keras() -> None:
@@ -29,9 +36,8 @@ def register_with_keras() -> None:
 
 def register() -> None:
     """Registers the layers, which takes keras."""
-    importlib.import_module("diffstride.pooling")
-    importlib.import_module("diffstride.resizing")
-    importlib.import_module("diffstride.resnet")
+    for name in LAYERS:
+        importlib.import_module(f"diffstride.{name}")
 
 
 class _KerasFinder:

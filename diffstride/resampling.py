@@ -32,7 +32,11 @@ LOW_RANK_SIZE = 10
 
 
 def resample(
-    x: Tensor, bands: Sequence[Band], norm: str, data_format: str
+    x: Tensor,
+    bands: Sequence[Band],
+    norm: str,
+    data_format: str,
+    transform: Callable | None = None,
 ) -> Tensor:
     """Weights and crops the spectrum of every channel.
 
@@ -41,16 +45,21 @@ def resample(
         bands: what each axis keeps; the last axis is the one-sided one.
         norm: scaling of the transforms, one of `NORMS`, as in `numpy.fft`.
         data_format: `"channels_last"` or `"channels_first"`.
+        transform: what makes the matrices; by default `factors`, the DFT.
 
     Returns:
         Tensor of the rank and the dtype of `x`, with the new sizes.
     """
     sizes = spatial_sizes(x, data_format)
-    return _product(x, factors(sizes, bands, norm), data_format, _along)
+    made = (transform or factors)(sizes, bands, norm)
+    return _product(x, made, data_format, _along)
 
 
 def resample_macs(
-    shape: Sequence[int], bands: Sequence[Band], data_format: str
+    shape: Sequence[int],
+    bands: Sequence[Band],
+    data_format: str,
+    transform: Callable | None = None,
 ) -> int:
     """Counts the multiply-accumulates of `resample`, as it goes.
 
@@ -58,6 +67,7 @@ def resample_macs(
         shape: of its input, all of it known.
         bands: as in `resample`.
         data_format: as in `resample`.
+        transform: as in `resample`.
 
     Returns:
         Their number. Making the matrices, once for a batch, is not in it.
@@ -70,7 +80,8 @@ def resample_macs(
         counts.append(int(matrix.shape[0]) * math.prod(x.shape))
         return _along(matrix, x, axis)
 
-    made = factors(spatial_sizes(x, data_format), bands)
+    sizes = spatial_sizes(x, data_format)
+    made = (transform or factors)(sizes, bands)
     _product(x, made, data_format, along)
     return sum(counts)
 
@@ -113,6 +124,34 @@ def factors(
     ]
     last = one_sided_factor(sizes[-1], bands[-1], norm, real=symmetric)
     return [*made, last]
+
+
+def two_sided_factors(
+    sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
+) -> list[Factor]:
+    """The matrices of axes that are all two-sided, of one or two of them.
+
+    The output is the real part of what a complex transform would give.
+    """
+    last = two_sided_factor(sizes[-1], bands[-1], norm, dense=True)
+    if len(sizes) == 1:
+        return [last]
+    return [two_sided_factor(sizes[0], bands[0], norm), last]
+
+
+def cosine_factors(
+    sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
+) -> list[Factor]:
+    """The matrices of the DCT: analysis, mask, and synthesis at the new size.
+
+    The transforms are DCT-II and DCT-III; `bands` hold a weight for each of
+    their coefficients. `norm` scales as it does the DFT: `"ortho"` stands for
+    orthonormal transforms, `"forward"` preserves the mean.
+    """
+    return [
+        Factor(_cosine_matrix(size, band.output_size, band.positive, norm))
+        for size, band in zip(sizes, bands, strict=True)
+    ]
 
 
 def two_sided_factor(
@@ -259,6 +298,41 @@ def _matrix(
     return ops.matmul(synthesis, ops.transpose(analysis))
 
 
+def _cosine_matrix(
+    size: Size, output_size: Size, weights: Tensor, norm: str
+) -> Tensor:
+    """Sum of weighted cosines, sampled between the grids' outer edges."""
+    ops = ops_for(weights)
+    # All but the constant wave have twice its energy.
+    twice = ops_for(size).where(ops_for(size).arange(size) > 0, 2.0, 1.0)
+    weights = weights * ops.cast(twice, weights.dtype)
+    weights = weights * _scale(size, output_size, weights.dtype, norm)
+    synthesis = _half_waves(output_size, size, weights.dtype)
+    analysis = _half_waves(size, size, weights.dtype)
+    synthesis = ops.multiply(synthesis, weights)
+    return ops.matmul(synthesis, ops_for(analysis).transpose(analysis))
+
+
+def _half_waves(size: Size, frequencies: Size, dtype: Any) -> Tensor:
+    """Cosines of `pi k (i + 1/2) / size`, (size, frequencies)."""
+    if isinstance(size, int) and isinstance(frequencies, int):
+        dtype = standardize_dtype(dtype)
+        return _constant_half_waves(size, frequencies, dtype)
+    return _half_wave_samples(size, keras_ops.arange(frequencies), dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant_half_waves(size: int, frequencies: int, dtype: str) -> np.ndarray:
+    return _half_wave_samples(size, np.arange(frequencies), dtype)
+
+
+def _half_wave_samples(size: Size, k: Tensor, dtype: Any) -> Tensor:
+    ops = ops_for(size, k)
+    i = ops.expand_dims(ops.arange(size), 1)
+    angle = _angle(ops, k * (2 * i + 1), 4 * size, dtype)
+    return ops.cast(ops.cos(angle), dtype)
+
+
 def _low_rank(
     size: Size, band: Band, weights: Tensor, norm: str
 ) -> tuple[Tensor, Tensor]:
@@ -306,8 +380,13 @@ def _sampled(size: Size, k: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
     """Cosines and sines of `2 pi k i / size`, each (size, len(k))."""
     ops = ops_for(size, k)
     i = ops.expand_dims(ops.arange(size), 1)
+    angle = _angle(ops, i * k, size, dtype)
+    return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
+
+
+def _angle(ops: Any, numerator: Tensor, turn: Size, dtype: Any) -> Tensor:
+    """`2 pi numerator / turn` of integers, for any whole turns less."""
     # Reduced to one turn in integers: large angles cost float32 its digits.
     exact = dtype if ops is keras_ops else "float64"
-    turn = ops.cast(ops.mod(i * k, size), exact) / ops.cast(size, exact)
-    angle = 2.0 * math.pi * turn
-    return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
+    part = ops.cast(ops.mod(numerator, turn), exact) / ops.cast(turn, exact)
+    return 2.0 * math.pi * part

@@ -68,5 +68,7 @@ def scheduled_layers(model: keras.Model) -> list[BaseDiffStride]:
     return [
         layer
         for layer in learned_layers(model)
-        if layer.final_smoothness_factor is not None and not layer.frozen
+        if isinstance(layer, BaseDiffStride)
+        and layer.final_smoothness_factor is not None
+        and not layer.frozen
     ]
