@@ -16,6 +16,7 @@ from typing import Any
 _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
     *("static", "internals", "optimization", "resizing", "composite"),
+    *("fourier", "waves"),
 }
 
 

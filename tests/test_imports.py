@@ -22,7 +22,7 @@ LAYERS = (
     "arguments errors formatting internals numerics environment settings "
     "registration",
     "files startup masks optimization composite datasets",
-    "static",
+    "fourier static waves",
     "runs resampling data",
     "pooling",
     "profiling resizing resnet schedule surgery",
@@ -40,8 +40,9 @@ LIGHT = set(
 )
 LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
-    "resampling pooling profiling resizing resnet schedule surgery budget "
-    "diagnostics logger cost compute hardening formatting".split()
+    "fourier waves resampling pooling profiling resizing resnet schedule "
+    "surgery budget diagnostics logger cost compute hardening "
+    "formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
