@@ -43,6 +43,8 @@ def spectrum_of(
 ) -> Spectrum:
     """Makes what stands for a sum of waves, weighted for the matrix form."""
     ops = ops_for(output_size, waves)
+    # TensorFlow's gradient takes no more than the inverse transform does.
+    waves = waves[: output_size // 2 + 1]
     k = ops_for(output_size).arange(ops.shape(waves)[0])
     # The inverse transform doubles all but these, and divides by the size.
     single = ops.logical_or(k == 0, 2 * k == output_size)
