@@ -13,8 +13,9 @@ from keras import ops as keras_ops
 
 from diffstride.numerics import Size, Tensor, ops_for
 
-# Samples of an axis, before or after, from which on FFTs replace its matrix:
-# `scripts/benchmarks/long_signals.py` shows where they begin to be faster.
+# Samples of an axis, before or after, from which on FFTs replace its matrix. In
+# one dimension they are faster from about 512 on, in two not everywhere yet;
+# see `scripts/benchmarks/long_signals.py`.
 FFT_SIZE = 1024
 
 

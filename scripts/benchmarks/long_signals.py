@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Measures 1-D layers on long signals, beside FFTs and beside matrices.
 
-    python scripts/benchmarks/long_signals.py \\
-      --output=results/long_signals.json               # a minute or two
+    python scripts/benchmarks/long_signals.py --output=results/long_signals.json
     python scripts/benchmarks/long_signals.py --table results/long_signals.json
 
 The tables are those of `docs/layers.md`, and `diffstride.fourier.FFT_SIZE` is
-chosen by them. Contenders take turns, as in `benchmark.py`: compare only ratios
-within one run. Peak memory is that of one call in a process of its own.
+chosen by them. It takes a minute or two. Contenders take turns, as in
+`benchmark.py`: compare only ratios within one run. Peak memory is that of one
+call in a process of its own.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def tables(results: dict[str, Any]) -> str:
                     [
                         row["form"],
                         f"{row['size']:,}",
-                        f"{row['backward_mb']:.0f}",
+                        _megabytes(row["backward_mb"]),
                     ]
                     for row in results["memory"]
                 ],
@@ -229,6 +229,10 @@ def _beside(row: dict, pair: dict) -> str:
 
 def _ms(row: dict) -> float:
     return row["backward_ms"]["median"]
+
+
+def _megabytes(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _read_results(path: pathlib.Path) -> Any:
