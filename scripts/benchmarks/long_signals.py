@@ -30,7 +30,12 @@ from contenders import Contender  # noqa: E402
 from keras import ops  # noqa: E402
 from timing import BACKEND, interleave, measured_on, peak_memory  # noqa: E402
 
-from diffstride import DiffStride1D, FixedSpectralPooling1D  # noqa: E402
+from diffstride import (  # noqa: E402
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    FixedSpectralPooling1D,
+)
 from diffstride.errors import run_reporting_errors  # noqa: E402
 from diffstride.files import (  # noqa: E402
     make_folder,
@@ -44,10 +49,10 @@ from diffstride.masks import RAMPS  # noqa: E402
 PAIR = "FFT pair"
 # The last one is a prime number.
 LENGTHS = (4_000, 16_000, 160_000, 160_001)
-# Batch and channels, and lengths around the switch.
-WIDTHS = ((1, 1), (8, 16), (32, 64))
-SHORT_LENGTHS = (128, 256, 512, 1024, 2048)
-FORMS = {"matrix": 10**9, "FFT": 0}
+# Lengths around the switch; batch and channels of signals, and batch, width and
+# channels of planes, which are that high.
+SHORT_LENGTHS = (256, 512, 1024, 2048)
+OTHER_SIZES = ((1, 1), (8, 16), (32, 64), (1, 64, 8))
 MEMORY_CASES = (("matrix", 4_000), ("FFT", 4_000), ("FFT", 160_000))
 
 
@@ -92,9 +97,9 @@ def measure(seconds: float) -> dict[str, Any]:
     long = [row for n in LENGTHS for row in _beside_pair(n, seconds)]
     short = [
         row
-        for width in WIDTHS
+        for others in OTHER_SIZES
         for n in SHORT_LENGTHS
-        for row in _beside_matrix(n, *width, seconds)
+        for row in _beside_matrix(n, others, seconds)
     ]
     memory = [
         {"form": form, "size": n, "backward_mb": _memory_of_process(form, n)}
@@ -120,14 +125,14 @@ def tables(results: dict[str, Any]) -> str:
     ]
     short: dict[str, dict] = {}
     for row in results["short"]:
-        title = f"{row['layer']}, {row['batch']} x {row['channels']}"
+        title = f"{row['layer']}, {' x '.join(map(str, row['others']))}"
         short.setdefault(title, {})[row["form"], row["size"]] = row
     sizes_of_short = dict.fromkeys(row["size"] for row in results["short"])
     beside_matrix = [
         [
             title,
             *(
-                f"{_ms(rows['FFT', n]) / _ms(rows['matrix', n]):.2f}"
+                f"{ratio(rows['FFT', n], rows['matrix', n]):.2f}"
                 for n in sizes_of_short
             ),
         ]
@@ -142,9 +147,10 @@ def tables(results: dict[str, Any]) -> str:
             "Forward + backward in ms (and relative to the FFT pair), by "
             "length; one signal, one channel, stride 2",
             markdown(["layer", *(f"{n:,}" for n in sizes)], beside_pair),
-            "FFTs relative to matrices, forward + backward, by length",
+            "FFTs relative to matrices, forward + backward, by length or "
+            "height, and batch x (width x) channels",
             markdown(
-                ["layer, batch x channels", *map(str, sizes_of_short)],
+                ["layer, other sizes", *map(str, sizes_of_short)],
                 beside_matrix,
             ),
             "Peak memory of forward + backward, outer ramp",
@@ -163,8 +169,13 @@ def tables(results: dict[str, Any]) -> str:
     )
 
 
+def ratio(row: dict, other: dict) -> float:
+    """Returns how many times longer a measurement took than another."""
+    return _ms(row) / _ms(other)
+
+
 def _beside_pair(size: int, seconds: float) -> list[dict]:
-    x = _signals(1, size, 1)
+    x = _maps(1, size, 1)
     made = {PAIR: Contender(FFTPair)}
     for ramp in RAMPS:
         made[ramp.replace("_", "-")] = _layer(DiffStride1D, ramp=ramp)
@@ -178,21 +189,25 @@ def _beside_pair(size: int, seconds: float) -> list[dict]:
 
 
 def _beside_matrix(
-    size: int, batch: int, channels: int, seconds: float
+    size: int, others: tuple[int, ...], seconds: float
 ) -> list[dict]:
-    x = _signals(batch, size, channels)
+    x = _maps(others[0], size, *others[1:])
+    classes = (DiffStride1D, FixedSpectralPooling1D)
+    if len(others) == 3:
+        classes = (DiffStride, FixedSpectralPooling)
+    # The width of a plane is no long axis.
+    sizes = {"matrix": 10**9, "FFT": size}
     runs = {
-        (cls.__name__, form): LayerCall(_layer(cls, form), x, True)
-        for cls in (DiffStride1D, FixedSpectralPooling1D)
-        for form in FORMS
+        (cls.__name__, form): LayerCall(_layer(cls, fft_size), x, True)
+        for cls in classes
+        for form, fft_size in sizes.items()
     }
     return [
         {
             "layer": name,
             "form": form,
             "size": size,
-            "batch": batch,
-            "channels": channels,
+            "others": others,
             "backward_ms": times,
         }
         for (name, form), times in interleave(runs, seconds).items()
@@ -201,9 +216,9 @@ def _beside_matrix(
 
 def memory_of(form: str, size: int) -> float | None:
     """Peak memory in MB of a call, in a process that has done nothing else."""
-    contender = _layer(DiffStride1D, form)
-    LayerCall(contender, _signals(1, 64, 1), True)()
-    return peak_memory(LayerCall(contender, _signals(1, size, 1), True))
+    contender = _layer(DiffStride1D, 10**9 if form == "matrix" else 0)
+    LayerCall(contender, _maps(1, 64, 1), True)()
+    return peak_memory(LayerCall(contender, _maps(1, size, 1), True))
 
 
 def _memory_of_process(form: str, size: int) -> float | None:
@@ -212,19 +227,19 @@ def _memory_of_process(form: str, size: int) -> float | None:
         return pool.submit(memory_of, form, size).result()
 
 
-def _layer(cls: type, form: str = "FFT", **settings: Any) -> Contender:
+def _layer(cls: type, fft_size: int = 0, **settings: Any) -> Contender:
     make = functools.partial(cls, 2.0, data_format="channels_last", **settings)
-    static = BACKEND == "jax" and cls is DiffStride1D
-    return Contender(make, static=static, fft_size=FORMS[form])
+    static = BACKEND == "jax" and cls in (DiffStride, DiffStride1D)
+    return Contender(make, static=static, fft_size=fft_size)
 
 
-def _signals(batch: int, size: int, channels: int) -> Any:
-    x = np.random.default_rng(0).normal(size=(batch, size, channels))
+def _maps(*shape: int) -> Any:
+    x = np.random.default_rng(0).normal(size=shape)
     return ops.convert_to_tensor(x.astype("float32"))
 
 
 def _beside(row: dict, pair: dict) -> str:
-    return f"{_ms(row):.1f} ({_ms(row) / _ms(pair):.2f})"
+    return f"{_ms(row):.1f} ({ratio(row, pair):.2f})"
 
 
 def _ms(row: dict) -> float:
