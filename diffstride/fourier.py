@@ -59,6 +59,7 @@ def apply_spectrum(spectrum: Spectrum, x: Tensor, axis: int) -> Tensor:
     weights, output_size, sines = spectrum
     ops = keras_ops
     real, imaginary = ops.rfft(ops.moveaxis(x, axis, -1))
+    weights = ops.convert_to_tensor(weights)
     kept = ops.shape(weights)[0]
     real, imaginary = real[..., :kept], imaginary[..., :kept]
     if sines:

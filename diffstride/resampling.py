@@ -56,9 +56,9 @@ def resample(
         made = factors(sizes, bands, norm, by_fft)
         return _product(x, made, data_format, _along)
 
-    if len(sizes) > 1 or isinstance(sizes[0], int):
+    if len(sizes) > 1 or not keras_ops.is_tensor(sizes[0]):
         return product()
-    # A sound of unknown length: it is known when it is there.
+    # A signal whose length is known no sooner than it is there.
     longer = keras_ops.maximum(sizes[0], bands[0].output_size)
     return keras_ops.cond(
         longer >= fourier.FFT_SIZE,
@@ -268,10 +268,10 @@ def _times(along: Callable, axis: int, operator: Any, x: Any) -> Any:
 
 
 def _sum(x: Any, y: Any, sign: float = 1.0) -> Any:
-    """Adds two tensors, `None` standing for zero; the first is there or not."""
-    if y is None:
-        return x
-    return sign * y if x is None else x + sign * y
+    """Adds two tensors, `None` standing for zero."""
+    if x is None or y is None:
+        return x if y is None else sign * y
+    return x + sign * y
 
 
 def _along(operator: Tensor | Spectrum, x: Tensor, axis: int) -> Tensor:
