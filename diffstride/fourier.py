@@ -15,8 +15,9 @@ from diffstride.numerics import Size, Tensor, ops_for
 
 # Samples of an axis, before or after, from which on FFTs replace its matrix. In
 # one dimension they are faster from about 512 on, in two not everywhere yet;
-# see `scripts/benchmarks/long_signals.py`.
-FFT_SIZE = 1024
+# see `scripts/benchmarks/long_signals.py`. With `math.inf` there are none, as
+# formats want that have no FFT.
+FFT_SIZE: float = 1024
 
 
 class Spectrum(NamedTuple):

@@ -56,7 +56,8 @@ def resample(
         made = factors(sizes, bands, norm, by_fft)
         return _product(x, made, data_format, _along)
 
-    if len(sizes) > 1 or not keras_ops.is_tensor(sizes[0]):
+    known = not keras_ops.is_tensor(sizes[0])
+    if len(sizes) > 1 or known or fourier.FFT_SIZE == math.inf:
         return product()
     # A signal whose length is known no sooner than it is there.
     longer = keras_ops.maximum(sizes[0], bands[0].output_size)

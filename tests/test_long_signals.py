@@ -1,6 +1,7 @@
 """Long axes, which go by FFT: the same as by matrices, in far less time."""
 
 import json
+import math
 import re
 import time
 
@@ -281,6 +282,16 @@ class TestSizesOfTheGraph:
                     y = run(x)
                     np.testing.assert_allclose(y, layer(x), atol=1e-5)
             assert y.shape[1] == layer.compute_output_shape(x.shape)[1]
+
+    def test_a_graph_without_ffts(self, go_by):
+        import tensorflow as tf
+
+        layer = DiffStride1D(1.9, 2.5, frozen=True)
+        unknown = tf.TensorSpec([None, None, 3])
+        for size, expected in ((SWITCH, True), (math.inf, False)):
+            go_by(size)
+            run = tf.function(layer).get_concrete_function(unknown)
+            assert ("RFFT" in str(run.graph.as_graph_def())) == expected
 
     def test_of_the_map_to_resize_to(self, go_by):
         import tensorflow as tf
