@@ -68,8 +68,9 @@ def model_cost(model: keras.Model, input_shape: Any = None) -> ModelCost:
     Multiply-accumulates are those of products with weights: convolutions
     (padding counts as input), dense layers, and the matrix products of spectral
     pooling and DiffStride. Their matrices are made once for a batch, which is
-    not counted. Neither is elementwise work, such as normalisation,
-    activations, sums, averages.
+    not counted. The FFTs that resample long axes count 2.5 n log2 n each.
+    Elementwise work is not counted, such as normalisation, activations, sums,
+    averages.
 
     Activations are the outputs of all leaf layers (those without layers of
     their own), in bytes of their dtype: about what training keeps for the

@@ -17,6 +17,7 @@ _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
     *("static", "internals", "optimization", "resizing", "composite"),
     *("strided", "antialiasing", "cosine", "dynopool", "windows"),
+    *("fourier", "waves"),
 }
 
 # Modules that have layers of their own.

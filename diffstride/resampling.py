@@ -10,7 +10,8 @@ with one complex matrix an axis, each being synthesis . mask . analysis,
     3-D   y = Re((A1 (x) A2 (x) B) x), and so on
 
 This module makes these matrices of `masks.Band`s and multiplies by them; no
-FFT, no complex dtype and no transposition is needed, in either data format.
+complex dtype and no transposition is needed, in either data format. Only the
+frequencies that are kept take part. Long axes go by FFT (`diffstride.fourier`).
 """
 
 import functools
@@ -18,17 +19,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from keras import KerasTensor
 from keras import ops as keras_ops
-from keras.backend import standardize_dtype
 
+from diffstride import fourier
+from diffstride.fourier import Spectrum
 from diffstride.masks import Band
-from diffstride.numerics import Size, Tensor, ops_for
+from diffstride.numerics import Size, Tensor, ops_for, to_size
+from diffstride.waves import cosine_matrix, sine_factors, wave_matrix
 
 NORMS = ("backward", "ortho", "forward")
 # Size of an axis, per asymmetric frequency, from which on the low rank pays.
 LOW_RANK_SIZE = 10
+# Up to this size waves without weight are summed, too, which costs nothing:
+# trainings of images go on as they began, to the last bit.
+WHOLE_SIZE = 256
 
 
 def resample(
@@ -51,8 +56,24 @@ def resample(
         Tensor of the rank and the dtype of `x`, with the new sizes.
     """
     sizes = spatial_sizes(x, data_format)
-    made = (transform or factors)(sizes, bands, norm)
-    return _product(x, made, data_format, _along)
+    if transform is not None:
+        made = transform(sizes, bands, norm)
+        return _product(x, made, data_format, _along)
+
+    def product(by_fft: bool | None = None) -> Tensor:
+        made = factors(sizes, bands, norm, by_fft)
+        return _product(x, made, data_format, _along)
+
+    known = not keras_ops.is_tensor(sizes[0])
+    if len(sizes) > 1 or known or fourier.FFT_SIZE == math.inf:
+        return product()
+    # A signal whose length is known no sooner than it is there.
+    longer = keras_ops.maximum(sizes[0], bands[0].output_size)
+    return keras_ops.cond(
+        longer >= fourier.FFT_SIZE,
+        lambda: product(True),
+        lambda: product(False),
+    )
 
 
 def resample_macs(
@@ -70,15 +91,21 @@ def resample_macs(
         transform: as in `resample`.
 
     Returns:
-        Their number. Making the matrices, once for a batch, is not in it.
+        Their number. Making the matrices, once for a batch, is not in it. What
+        an FFT counts is for `fourier.fft_macs` to say.
     """
     x = KerasTensor(shape)
     counts = []
 
-    def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-        # Each number meets all rows.
-        counts.append(int(matrix.shape[0]) * math.prod(x.shape))
-        return _along(matrix, x, axis)
+    def along(operator: Tensor | Spectrum, x: Tensor, axis: int) -> Tensor:
+        if isinstance(operator, Spectrum):
+            lengths = (x.shape[axis], int(operator.output_size))
+            lines = math.prod(x.shape) // x.shape[axis]
+            counts.append(lines * sum(map(fourier.fft_macs, lengths)))
+        else:
+            # Each number meets all rows.
+            counts.append(int(operator.shape[0]) * math.prod(x.shape))
+        return _along(operator, x, axis)
 
     sizes = spatial_sizes(x, data_format)
     made = (transform or factors)(sizes, bands)
@@ -95,6 +122,7 @@ def spatial_sizes(x: Tensor, data_format: str) -> tuple[Size, ...]:
 class Factor(NamedTuple):
     """The matrix of one axis, (output size, size), in real parts.
 
+    Where the axis is long each part is a `Spectrum`, and no matrix is made.
     The imaginary part is given in one of two forms: dense, or as a product
     `left @ right` of low rank, which is cheaper for long axes. It is zero if
     none of them is there.
@@ -106,23 +134,33 @@ class Factor(NamedTuple):
         right: (rank, size), or `None`.
     """
 
-    real: Tensor
-    imaginary: Tensor | None = None
+    real: Tensor | Spectrum
+    imaginary: Tensor | Spectrum | None = None
     left: Tensor | None = None
     right: Tensor | None = None
 
 
 def factors(
-    sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
+    sizes: tuple[Size, ...],
+    bands: tuple[Band, ...],
+    norm: str = "backward",
+    by_fft: bool | None = None,
 ) -> list[Factor]:
-    """The matrices of all axes; the last axis is the one-sided one."""
-    rank = len(sizes)
-    symmetric = not any(band.asymmetric for band in bands[:-1])
-    made = [
-        two_sided_factor(size, band, norm, dense=rank != 2)
-        for size, band in zip(sizes[:-1], bands[:-1], strict=True)
+    """The matrices of all axes; the last axis is the one-sided one.
+
+    `by_fft` is for sizes that are not known: whether all axes go by FFT.
+    """
+    long = [
+        fourier.is_long(size, band.output_size) if by_fft is None else by_fft
+        for size, band in zip(sizes, bands, strict=True)
     ]
-    last = one_sided_factor(sizes[-1], bands[-1], norm, real=symmetric)
+    symmetric = not any(band.asymmetric for band in bands[:-1])
+    dense = len(sizes) != 2 or any(long)
+    made = [
+        two_sided_factor(*each, norm, dense, by_fft)
+        for *each, by_fft in zip(sizes[:-1], bands, long, strict=False)
+    ]
+    last = one_sided_factor(sizes[-1], bands[-1], norm, symmetric, long[-1])
     return [*made, last]
 
 
@@ -148,14 +186,20 @@ def cosine_factors(
     their coefficients. `norm` scales as it does the DFT: `"ortho"` stands for
     orthonormal transforms, `"forward"` preserves the mean.
     """
-    return [
-        Factor(_cosine_matrix(size, band.output_size, band.positive, norm))
-        for size, band in zip(sizes, bands, strict=True)
-    ]
+    made = []
+    for size, band in zip(sizes, bands, strict=True):
+        weights = band.positive
+        weights = weights * _scale(size, band.output_size, weights.dtype, norm)
+        made.append(Factor(cosine_matrix(size, band.output_size, weights)))
+    return made
 
 
 def two_sided_factor(
-    size: Size, band: Band, norm: str = "backward", dense: bool = False
+    size: Size,
+    band: Band,
+    norm: str = "backward",
+    dense: bool = False,
+    by_fft: bool = False,
 ) -> Factor:
     """Matrix of an axis whose frequencies of either sign have own weights.
 
@@ -163,37 +207,42 @@ def two_sided_factor(
     given as a product where that is cheaper.
     """
     if not band.asymmetric:
-        return one_sided_factor(size, band, norm, real=True)
+        return one_sided_factor(size, band, norm, real=True, by_fft=by_fft)
     ops = ops_for(band.negative)
-    k = ops_for(size).arange(size // 2 + 1)
+    kept = _kept(size, band.output_size)
+    k = ops_for(kept).arange(kept)
     # An even size has one Nyquist row; it belongs to the negative side.
-    upper = ops.where(2 * k < size, band.positive, 0.0)
-    lower = ops.where(k > 0, band.negative, 0.0)
-    real = _matrix(size, band.output_size, upper + lower, norm)
+    upper = ops.where(2 * k < size, band.positive[:kept], 0.0)
+    lower = ops.where(k > 0, band.negative[:kept], 0.0)
+    make = functools.partial(_part, size, band.output_size, norm, by_fft)
+    real = make(upper + lower)
     if dense or not low_rank_pays(size, band.asymmetric):
-        imaginary = _matrix(size, band.output_size, upper - lower, norm, 1)
-        return Factor(real, imaginary)
+        return Factor(real, make(upper - lower, sines=True))
     left, right = _low_rank(size, band, upper - lower, norm)
     return Factor(real, None, left, right)
 
 
 def one_sided_factor(
-    size: Size, band: Band, norm: str = "backward", real: bool = False
+    size: Size,
+    band: Band,
+    norm: str = "backward",
+    real: bool = False,
+    by_fft: bool = False,
 ) -> Factor:
     """Matrix of an axis whose negative frequencies mirror the positive ones.
 
     `real` says that the imaginary part can be left out.
     """
     ops = ops_for(band.negative)
-    index = ops_for(size, band.output_size)
-    k = index.arange(size // 2 + 1)
+    kept = _kept(size, band.output_size)
+    index = ops_for(kept, band.output_size)
+    k = index.arange(kept)
     # DC and the output's Nyquist column have no conjugate twin.
     single = index.logical_or(k == 0, 2 * k == band.output_size)
-    weights = ops.where(single, band.negative, 2.0 * band.negative)
-    return Factor(
-        _matrix(size, band.output_size, weights, norm),
-        None if real else _matrix(size, band.output_size, weights, norm, 1),
-    )
+    negative = band.negative[:kept]
+    weights = ops.where(single, negative, 2.0 * negative)
+    make = functools.partial(_part, size, band.output_size, norm, by_fft)
+    return Factor(make(weights), None if real else make(weights, sines=True))
 
 
 def low_rank_pays(size: Size, asymmetric: int) -> bool:
@@ -214,6 +263,8 @@ def _product(
 ) -> Tensor:
     """Applies the matrices of all axes to every channel."""
     begin = 1 if data_format == "channels_last" else 2
+    if any(isinstance(factor.real, Spectrum) for factor in factors):
+        return _axis_by_axis(x, factors, begin, along)
     cast = functools.partial(keras_ops.cast, dtype=x.dtype)
     if factors[0].left is not None:
         first, last = factors
@@ -237,8 +288,41 @@ def _product(
     return x
 
 
-def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Multiplies one axis of `x` by a matrix."""
+def _axis_by_axis(
+    x: Tensor, factors: Sequence[Factor], begin: int, along: Callable
+) -> Tensor:
+    """What `_product` does, part by part, in the precision of the masks."""
+    (operator, *_), *_ = factors
+    weights = operator.weights if isinstance(operator, Spectrum) else operator
+    parts = (keras_ops.cast(x, weights.dtype), None)
+    for axis, factor in enumerate(factors, begin):
+        times = functools.partial(_times, along, axis)
+        (a, b), (c, d) = (factor.real, factor.imaginary), parts
+        final = axis == begin + len(factors) - 1
+        parts = (
+            _sum(times(a, c), times(b, d), -1.0),
+            None if final else _sum(times(a, d), times(b, c)),
+        )
+    return keras_ops.cast(parts[0], x.dtype)
+
+
+def _times(along: Callable, axis: int, operator: Any, x: Any) -> Any:
+    """Applies an operator, `None` standing for zero."""
+    return None if operator is None or x is None else along(operator, x, axis)
+
+
+def _sum(x: Any, y: Any, sign: float = 1.0) -> Any:
+    """Adds two tensors, `None` standing for zero."""
+    if x is None or y is None:
+        return x if y is None else sign * y
+    return x + sign * y
+
+
+def _along(operator: Tensor | Spectrum, x: Tensor, axis: int) -> Tensor:
+    """Multiplies one axis of `x` by a matrix, or by what stands for it."""
+    if isinstance(operator, Spectrum):
+        return fourier.apply_spectrum(operator, x, axis)
+    matrix = operator
     shape = list(keras_ops.shape(x))
     if axis == len(shape) - 1:
         return keras_ops.matmul(x, keras_ops.transpose(matrix))
@@ -278,76 +362,41 @@ def _stacked(factor: Factor, parts: int, final: bool) -> Tensor:
     return ops.reshape(stacked, (2 * rows, 2 * columns))
 
 
-def _matrix(
-    size: Size, output_size: Size, weights: Tensor, norm: str, part: int = 0
-) -> Tensor:
-    """Sum of weighted waves, sampled at (i / output_size - j / size).
-
-    The waves are cosines in the real part (0), sines in the imaginary one (1).
-    """
-    ops = ops_for(weights)
-    frequencies = size // 2 + 1
-    cos_out, sin_out = _waves(output_size, frequencies, weights.dtype)
-    cos_in, sin_in = _waves(size, frequencies, weights.dtype)
+def _part(
+    size: Size,
+    output_size: Size,
+    norm: str,
+    by_fft: bool,
+    weights: Tensor,
+    sines: bool = False,
+) -> Tensor | Spectrum:
+    """One part of the matrix of an axis, or what stands for it."""
     weights = weights * _scale(size, output_size, weights.dtype, norm)
-    cos_out = ops.multiply(cos_out, weights)
-    sin_out = ops.multiply(sin_out, weights)
-    pair = [sin_out, -cos_out] if part else [cos_out, sin_out]
-    synthesis = ops.concatenate(pair, axis=1)
-    analysis = ops_for(cos_in).concatenate([cos_in, sin_in], axis=1)
-    return ops.matmul(synthesis, ops.transpose(analysis))
-
-
-def _cosine_matrix(
-    size: Size, output_size: Size, weights: Tensor, norm: str
-) -> Tensor:
-    """Sum of weighted cosines, sampled between the grids' outer edges."""
-    ops = ops_for(weights)
-    # All but the constant wave have twice its energy.
-    twice = ops_for(size).where(ops_for(size).arange(size) > 0, 2.0, 1.0)
-    weights = weights * ops.cast(twice, weights.dtype)
-    weights = weights * _scale(size, output_size, weights.dtype, norm)
-    synthesis = _half_waves(output_size, size, weights.dtype)
-    analysis = _half_waves(size, size, weights.dtype)
-    synthesis = ops.multiply(synthesis, weights)
-    return ops.matmul(synthesis, ops_for(analysis).transpose(analysis))
-
-
-def _half_waves(size: Size, frequencies: Size, dtype: Any) -> Tensor:
-    """Cosines of `pi k (i + 1/2) / size`, (size, frequencies)."""
-    if isinstance(size, int) and isinstance(frequencies, int):
-        dtype = standardize_dtype(dtype)
-        return _constant_half_waves(size, frequencies, dtype)
-    return _half_wave_samples(size, keras_ops.arange(frequencies), dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant_half_waves(size: int, frequencies: int, dtype: str) -> np.ndarray:
-    return _half_wave_samples(size, np.arange(frequencies), dtype)
-
-
-def _half_wave_samples(size: Size, k: Tensor, dtype: Any) -> Tensor:
-    ops = ops_for(size, k)
-    i = ops.expand_dims(ops.arange(size), 1)
-    angle = _angle(ops, k * (2 * i + 1), 4 * size, dtype)
-    return ops.cast(ops.cos(angle), dtype)
+    if by_fft:
+        return fourier.spectrum_of(output_size, weights, sines)
+    return wave_matrix(size, output_size, weights, sines)
 
 
 def _low_rank(
     size: Size, band: Band, weights: Tensor, norm: str
 ) -> tuple[Tensor, Tensor]:
-    """What `_matrix` gives as the imaginary part, as a product of two."""
+    """The imaginary part as a product of two."""
     ops = ops_for(weights, band.first)
     k = ops.arange(band.asymmetric) + band.first
     # The constant wave has no imaginary part: 0 stands for nothing.
-    k = ops.where(k <= size // 2, k, 0)
+    k = ops.where(k < ops.shape(weights)[0], k, 0)
     weights = ops.take(weights, k, axis=0)
     weights = weights * _scale(size, band.output_size, weights.dtype, norm)
-    cos_out, sin_out = _sampled(band.output_size, k, weights.dtype)
-    cos_in, sin_in = _sampled(size, k, weights.dtype)
-    left = ops.concatenate([sin_out, -cos_out], axis=1)
-    right = ops.concatenate([cos_in * weights, sin_in * weights], axis=1)
-    return left, ops.transpose(right)
+    return sine_factors(size, band.output_size, k, weights)
+
+
+def _kept(size: Size, output_size: Size) -> Size:
+    """Number of frequencies that both sizes hold: no other has a weight."""
+    if isinstance(size, int) and size <= WHOLE_SIZE:
+        return size // 2 + 1
+    ops = ops_for(size, output_size)
+    kept = ops.where(size <= WHOLE_SIZE, size, ops.minimum(size, output_size))
+    return to_size(kept) // 2 + 1
 
 
 def _scale(size: Size, output_size: Size, dtype: Any, norm: str) -> Any:
@@ -360,33 +409,3 @@ def _scale(size: Size, output_size: Size, dtype: Any, norm: str) -> Any:
         "forward": input_length,
     }
     return 1.0 / divisors[norm]
-
-
-def _waves(size: Size, frequencies: Size, dtype: Any) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `2 pi k i / size`, each (size, frequencies)."""
-    if isinstance(size, int) and isinstance(frequencies, int):
-        return _constant_waves(size, frequencies, standardize_dtype(dtype))
-    return _sampled(size, keras_ops.arange(frequencies), dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant_waves(
-    size: int, frequencies: int, dtype: str
-) -> tuple[np.ndarray, np.ndarray]:
-    return _sampled(size, np.arange(frequencies), dtype)
-
-
-def _sampled(size: Size, k: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `2 pi k i / size`, each (size, len(k))."""
-    ops = ops_for(size, k)
-    i = ops.expand_dims(ops.arange(size), 1)
-    angle = _angle(ops, i * k, size, dtype)
-    return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
-
-
-def _angle(ops: Any, numerator: Tensor, turn: Size, dtype: Any) -> Tensor:
-    """`2 pi numerator / turn` of integers, for any whole turns less."""
-    # Reduced to one turn in integers: large angles cost float32 its digits.
-    exact = dtype if ops is keras_ops else "float64"
-    part = ops.cast(ops.mod(numerator, turn), exact) / ops.cast(turn, exact)
-    return 2.0 * math.pi * part

@@ -22,7 +22,7 @@ LAYERS = (
     "arguments errors formatting internals numerics environment settings "
     "registration",
     "files startup masks optimization composite datasets",
-    "static",
+    "fourier static waves",
     "runs resampling data",
     "strided",
     "pooling profiling dynopool",
@@ -44,9 +44,9 @@ LIGHT = set(
 )
 LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
-    "resampling pooling profiling resizing resnet schedule surgery budget "
-    "strided antialiasing cosine dynopool windows "
-    "diagnostics logger cost compute hardening formatting".split()
+    "fourier waves resampling strided pooling profiling resizing resnet "
+    "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
+    "logger cost compute hardening formatting".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {

@@ -11,7 +11,7 @@ from contenders import Contender
 from keras import ops
 from timing import BACKEND, on_gpu
 
-from diffstride import resampling
+from diffstride import fourier, resampling
 from diffstride.resnet import resnet18
 from diffstride.static import Retracer
 
@@ -26,7 +26,7 @@ class LayerCall:
         layer = contender.make()
         layer.build(x.shape)
         make = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
-        self._low_rank_size = contender.low_rank_size
+        self._sizes = (contender.low_rank_size, contender.fft_size)
         self._compute = make[BACKEND](layer, backward, contender.jit)
         self._held = [layer] if contender.static else []
         self._retracer = Retracer(self._held, lambda: self._compute)
@@ -53,12 +53,12 @@ class LayerCall:
 
     def _run(self, retracer: Retracer) -> Any:
         strides = [ops.convert_to_numpy(x.stride_weights) for x in self._held]
-        usual = resampling.LOW_RANK_SIZE
-        resampling.LOW_RANK_SIZE = self._low_rank_size
+        usual = resampling.LOW_RANK_SIZE, fourier.FFT_SIZE
+        resampling.LOW_RANK_SIZE, fourier.FFT_SIZE = self._sizes
         try:
             return retracer(strides, *self._values)
         finally:
-            resampling.LOW_RANK_SIZE = usual
+            resampling.LOW_RANK_SIZE, fourier.FFT_SIZE = usual
 
 
 def network(arguments: dict[str, Any], data_format: str) -> keras.Model:

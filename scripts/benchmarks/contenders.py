@@ -12,7 +12,7 @@ import keras
 from fft_form import FFTForm
 from timing import BACKEND, on_gpu
 
-from diffstride import DiffStride, FixedSpectralPooling, resampling
+from diffstride import DiffStride, FixedSpectralPooling, fourier, resampling
 from diffstride.masks import RAMPS
 
 
@@ -44,6 +44,8 @@ class Contender(NamedTuple):
     jit: bool = False
     # From which size on the imaginary part of a matrix is taken as two factors.
     low_rank_size: int = resampling.LOW_RANK_SIZE
+    # From which size on an axis goes by FFT.
+    fft_size: int = fourier.FFT_SIZE
 
 
 def layer_contenders(case: Case) -> dict[str, Contender]:
