@@ -1,6 +1,6 @@
 """Graphs of models: walked call by call, and made again with other calls."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,10 +13,13 @@ Part = Callable[[Any], Any]
 
 def is_graph(operation: Any) -> bool:
     """Tells whether an operation is a model whose calls can be walked."""
-    if isinstance(operation, keras.Sequential):
-        return operation.built
-    return isinstance(operation, keras.Model) and hasattr(
-        operation, "operations"
+    # A class with a `call` of its own need not call what is in its graph.
+    return (
+        isinstance(operation, keras.Model)
+        and type(operation).call.__module__.startswith("keras.")
+        and operation.built
+        and hasattr(operation, "inputs")
+        and operation.inputs is not None
     )
 
 
@@ -87,16 +90,18 @@ class Rebuild:
             for source in sublayers(model)
             if id(source) in self._made
         ]
-        # Outer ones first, as each sets the flag of all that is inside.
+        # Models first: each sets the flags of all that is inside.
+        pairs.sort(key=lambda pair: not is_graph(pair[0]))
         for source, copy in pairs:
-            for old, new in _parts(source, copy):
+            if is_graph(source):
+                copy.trainable = source.trainable
+                continue
+            for old, new in zip(
+                sublayers(source), sublayers(copy), strict=True
+            ):
                 new.trainable = old.trainable
-        for source, copy in pairs:
-            if not is_graph(source):
-                for old, new in zip(
-                    source.variables, copy.variables, strict=True
-                ):
-                    new.assign(old)
+            for old, new in zip(source.variables, copy.variables, strict=True):
+                new.assign(old)
         return made
 
     def _container(self, model: keras.Model) -> keras.Model:
@@ -168,12 +173,6 @@ def copied(layer: keras.Operation, **changes: Any) -> Any:
 def first_input(args: tuple, kwargs: dict) -> Any:
     """What a layer of one input is called on."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def _parts(source: Any, copy: Any) -> Iterator[tuple]:
-    if is_graph(source):
-        return iter([(source, copy)])
-    return zip(sublayers(source), sublayers(copy), strict=True)
 
 
 def _new_input(x: keras.KerasTensor) -> keras.KerasTensor:

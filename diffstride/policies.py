@@ -1,11 +1,11 @@
 """What takes the place of a strided layer: policies, by its class.
 
-A strided layer is one that runs at stride 1, and of whose output each `stride`th
-sample is kept, from the first one on. That holds for each window as long as the
-layer at stride 1 has its first window where the strided one has it. Keras pads
-"same" by the stride, so that the two begin at different places on most maps of
-even size; padding is put right here, and what follows finds its samples at
-0, stride, 2 * stride. No layer that downsamples has to know of an offset.
+A strided layer is the same layer at stride 1, of whose output each `stride`th
+sample is kept. The first one of them is kept, too, if the first windows of both
+are at one place. With the padding "same" they are not on most maps of even
+size: Keras pads less for a stride, and the samples sit at odd positions. Here
+the padding is set so that they sit at 0, stride, 2 * stride, where subsampling
+and the spectral layers look for them. No layer has to know of an offset.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class Site:
 
     @property
     def shrinks(self) -> tuple[int, ...]:
-        """How much smaller the maps of the layer at stride 1 are than `size`."""
+        """How much smaller than `size` the maps are at stride 1."""
         return tuple(
             window - 1 - sum(sides)
             for window, sides in zip(
@@ -141,19 +141,15 @@ Policy = Callable[[Site], list]
 def window_then_pool(site: Site) -> list:
     """All windows of the layer, then the pooling.
 
-    Layers of window 1 run after the pooling, on fewer samples, as do all of
-    them with `where="before"`.
+    A convolution of window 1 runs after the pooling, on fewer samples, and a
+    pooling layer of window 1 does nothing; neither makes a difference. With
+    `where="before"` all layers run after the pooling.
     """
-    if site.pointwise:
-        return [site.pooling, site.at_stride_1("valid")]
-    if site.where == "before":
+    if site.pointwise and not hasattr(site.layer, "kernel_size"):
+        return [site.pooling]
+    if site.pointwise or site.where == "before":
         return [site.pooling, site.at_stride_1("same")]
     return [*site.dense(), site.pooling]
-
-
-def max_then_pool(site: Site) -> list:
-    """The same for pooling layers, which are left out where they do nothing."""
-    return [site.pooling] if site.pointwise else window_then_pool(site)
 
 
 def pool_alone(site: Site) -> list:
@@ -169,9 +165,9 @@ POLICIES: Mapping[type, Policy | None] = {
     layers.DepthwiseConv2D: window_then_pool,
     layers.SeparableConv1D: window_then_pool,
     layers.SeparableConv2D: window_then_pool,
-    layers.MaxPooling1D: max_then_pool,
-    layers.MaxPooling2D: max_then_pool,
-    layers.MaxPooling3D: max_then_pool,
+    layers.MaxPooling1D: window_then_pool,
+    layers.MaxPooling2D: window_then_pool,
+    layers.MaxPooling3D: window_then_pool,
     layers.AveragePooling1D: pool_alone,
     layers.AveragePooling2D: pool_alone,
     layers.AveragePooling3D: pool_alone,

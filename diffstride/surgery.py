@@ -105,9 +105,7 @@ def rebuilt(
         ) from error
 
 
-def _unregistered(
-    model: keras.layers.Layer, caller: str
-) -> dict[str, type]:
+def _unregistered(model: keras.layers.Layer, caller: str) -> dict[str, type]:
     """Classes in a model that Keras would not find by their names."""
     classes: dict[str, type] = {}
     for layer in sublayers(model):

@@ -19,16 +19,17 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "arguments errors formatting internals numerics environment settings "
-    "registration",
+    "arguments branches errors formatting internals numerics environment "
+    "settings registration",
     "files startup masks optimization composite datasets",
     "static",
     "runs resampling data",
     "pooling",
     "profiling resizing resnet schedule surgery",
-    "budget diagnostics logger",
-    "cost",
-    "compute hardening",
+    "budget diagnostics graphs logger",
+    "cost policies",
+    "compute hardening survey",
+    "conversion",
     "callbacks",
     "train",
     "config",
@@ -41,7 +42,8 @@ LIGHT = set(
 LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "resampling pooling profiling resizing resnet schedule surgery budget "
-    "diagnostics logger cost compute hardening formatting".split()
+    "diagnostics logger cost compute hardening formatting branches graphs "
+    "policies survey conversion".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
