@@ -20,6 +20,10 @@ class Shift(tuple):
     """What is added to the size of each axis: those in a row are summed."""
 
 
+class Strides(tuple):
+    """For each axis `(s, d)`: of a size `n` comes `(n + d) // s + 1`."""
+
+
 class Tensor(NamedTuple):
     """A map: what identifies it, and its spatial size, `()` if it has none."""
 
@@ -37,6 +41,7 @@ class Step:
         outputs: maps it gives.
         label: what it does to a size that it does not keep.
         layer: identity of the layer that may be replaced, or `None`.
+        replaced: what it does then.
         place: whatever has to be the same for layers that become one.
     """
 
@@ -45,6 +50,7 @@ class Step:
     outputs: Sequence[Tensor]
     label: Hashable
     layer: int | None = None
+    replaced: Hashable = None
     place: Hashable = None
 
 
@@ -160,7 +166,7 @@ class Branches:
                     group = self.groups.get(step.layer)
                     label: Any = ("own", step.label)
                     if group is not None:
-                        label = ("group", group, step.label)
+                        label = ("group", group, step.replaced)
                     yield *grids, label, step.name
 
     def _histories(self) -> dict:
@@ -200,9 +206,14 @@ class Branches:
 
 def _longer(history: tuple, label: tuple) -> tuple:
     *earlier, last = history
-    if not isinstance(label[-1], Shift) or not isinstance(last[-1], Shift):
+    shift, then = last[-1], label[-1]
+    if not isinstance(shift, Shift) or not isinstance(then, (Shift, Strides)):
         return *history, label
-    total = Shift(a + b for a, b in zip(last[-1], label[-1], strict=True))
+    if isinstance(then, Strides):
+        axes = zip(then, shift, strict=True)
+        sum_up = Strides((stride, d + more) for (stride, d), more in axes)
+        return *earlier, ("own", sum_up)
+    total = Shift(a + b for a, b in zip(shift, then, strict=True))
     return (*earlier, ("own", total)) if any(total) else tuple(earlier)
 
 

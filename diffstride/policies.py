@@ -123,13 +123,14 @@ class Site:
                 dtype=self.layer.dtype_policy,
                 name=f"{self.layer.name}_window",
             )
+        none = [(0, 0)]
+        last = data_format == "channels_last"
+        pads = [*none, *sides, *none] if last else [*none * 2, *sides]
+        pad = functools.partial(keras.ops.pad, pad_width=pads)
         if isinstance(self.layer, _MAX_POOLING):
-            none = [(0, 0)]
-            last = data_format == "channels_last"
-            pads = [*none, *sides, *none] if last else [*none * 2, *sides]
-            return functools.partial(
-                keras.ops.pad, pad_width=pads, constant_values=-float("inf")
-            )
+            return functools.partial(pad, constant_values=-float("inf"))
+        if self.layer.padding == "valid":  # No strided window sees the edge.
+            return functools.partial(pad, mode="edge")
         raise NotImplementedError(
             "its windows at stride 1 cannot be padded alike; use `pool_alone`"
         )

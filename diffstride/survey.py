@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from diffstride import arguments
-from diffstride.branches import Shift, Step, Tensor
+from diffstride.branches import Shift, Step, Strides, Tensor
 from diffstride.graphs import first_input, is_graph, walk
 from diffstride.internals import sublayers
 from diffstride.policies import (
@@ -128,6 +128,9 @@ class Survey:
         )
         self.inputs = [self._tensor(x) for x in keras.tree.flatten(inputs)]
         walk(model, inputs, self._call)
+        for step in self.steps:
+            if step.layer not in self.sites:
+                step.layer = None
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if is_graph(operation):
@@ -146,6 +149,7 @@ class Survey:
             [self._tensor(x) for x in given],
             [self._tensor(x) for x in returned],
             _label(operation, given, returned, self._size),
+            place=id(self._place),
         )
         if isinstance(operation, _NEED_A_SIZE) and step.inputs:
             self.heads.append((operation.name, step.inputs[0].key))
@@ -191,6 +195,7 @@ class Survey:
         reason = self._chosen.why_not(layer, channels)
         if policy is None:
             reason = "its class has no policy"
+        step.label = _strides_label(layer, merged)
         size, output = self._size(x), self._size(returned[0])
         if None in size:
             reason = "the size of its maps depends on learned strides"
@@ -223,8 +228,7 @@ class Survey:
             return "it is called on maps of several sizes"
         first = self.parts[key][0] is self.sites[key].pooling
         shrinks = (0,) * len(site.strides) if first else site.shrinks
-        step.layer, step.place = key, id(self._place)
-        step.label = ("pool", site.strides, shrinks)
+        step.layer, step.replaced = key, (site.strides, shrinks)
         return ""
 
     def _without_padding(self, layer: Any, x: Any) -> tuple[Any, Any]:
@@ -259,8 +263,7 @@ def _site(
     rank = len(size)
     padding = padding_of(layer, size, output)
     if merged is not None:
-        sides = merged.padding
-        padding = (tuple(sides),) if rank == 1 else tuple(map(tuple, sides))
+        padding = _sides(merged, rank)
     strides = per_axis(layer.strides, rank)
     return Site(layer, strides, size, output, padding, where)
 
@@ -270,14 +273,29 @@ def _label(operation: Any, given: list, returned: list, size: Callable) -> Any:
     sizes = [size(x) for x in (*given[:1], *returned[:1]) if size(x)]
     strides = getattr(operation, "strides", None)
     if strides is not None and set(per_axis(strides, 1)) != {1}:
-        valid = getattr(operation, "padding", None) == "valid"
-        window = window_of(operation) if valid else None
-        return type(operation).__name__.endswith("Transpose"), strides, window
+        return type(operation).__name__, strides, operation.name
     shifts = (*_ZERO_PADDING, *_CROPPING)
     if strides is not None or isinstance(operation, shifts):
         if len(sizes) == 2 and None not in (*sizes[0], *sizes[1]):
             return Shift(b - a for a, b in zip(*sizes, strict=True))
     return operation.name
+
+
+def _strides_label(layer: Any, merged: Any) -> Strides:
+    strides = per_axis(layer.strides, 1)
+    padded = _sides(merged, len(strides)) if merged else ((0, 0),) * 3
+    return Strides(
+        (stride, sum(sides) - window if layer.padding == "valid" else -1)
+        for stride, window, sides in zip(
+            strides, window_of(layer), padded, strict=False
+        )
+    )
+
+
+def _sides(padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
+    """What a zero padding layer adds to each axis."""
+    sides = padding.padding
+    return (tuple(sides),) if rank == 1 else tuple(map(tuple, sides))
 
 
 def _maps(*structures: Any) -> list[keras.KerasTensor]:
