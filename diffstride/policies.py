@@ -114,25 +114,29 @@ class Site:
         return [self._padding(sides), self.at_stride_1("valid")]
 
     def _padding(self, sides: tuple) -> Part:
-        data_format = self.layer.data_format
-        if hasattr(self.layer, "kernel_size"):
-            rank = len(sides)
-            return _ZERO_PADDING[rank](
-                sides[0] if rank == 1 else sides,
-                data_format=data_format,
-                dtype=self.layer.dtype_policy,
-                name=f"{self.layer.name}_window",
-            )
-        none = [(0, 0)]
-        last = data_format == "channels_last"
-        pads = [*none, *sides, *none] if last else [*none * 2, *sides]
-        pad = functools.partial(keras.ops.pad, pad_width=pads)
+        rank, data_format = len(sides), self.layer.data_format
         if isinstance(self.layer, _MAX_POOLING):
-            return functools.partial(pad, constant_values=-float("inf"))
-        if self.layer.padding == "valid":  # No strided window sees the edge.
-            return functools.partial(pad, mode="edge")
-        raise NotImplementedError(
-            "its windows at stride 1 cannot be padded alike; use `pool_alone`"
+            none = [(0, 0)]
+            last = data_format == "channels_last"
+            return functools.partial(
+                keras.ops.pad,
+                pad_width=[*none, *sides, *none]
+                if last
+                else [*none, *none, *sides],
+                constant_values=-float("inf"),
+            )
+        # A mean leaves out what Keras itself pads.
+        convolves = hasattr(self.layer, "kernel_size")
+        if not convolves and self.layer.padding != "valid":
+            raise NotImplementedError(
+                "its windows at stride 1 cannot be padded alike; `pool_alone` "
+                "does without them"
+            )
+        return _ZERO_PADDING[rank](
+            sides[0] if rank == 1 else sides,
+            data_format=data_format,
+            dtype=self.layer.dtype_policy,
+            name=f"{self.layer.name}_window",
         )
 
 
