@@ -82,7 +82,8 @@ def main() -> None:
     )
     body, report = diffstride.convert(source)
     model = keras.Model(body.input, keras.layers.Dense(2)(body.output))
-    diffstride.static_sizes(model)  # For JAX; elsewhere it may be left out.
+    if keras.backend.backend() == "jax":
+        diffstride.static_sizes(model)
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
