@@ -85,8 +85,8 @@ class Branches:
     def __init__(self, inputs: Sequence[Tensor], steps: Sequence[Step]):
         self._steps = steps
         self._grids = _Union()
-        # Maps of height and width 1 that come of no map, such as weights of
-        # channels: they are broadcast.
+        # Maps that are 1 in height and width whatever comes before, such as
+        # weights of channels: they are broadcast.
         self._constant: set[int] = set()
         self._merges: list[tuple[int, str]] = []
         roots = list(inputs)
@@ -130,14 +130,22 @@ class Branches:
                     self._grids.join(x.key, output.key)
                 if len(alike) > 1:
                     self._merges.append((output.key, step.name))
-            elif not self._source(step) and set(output.size) == {1}:
-                self._constant.add(output.key)
-            elif not self._source(step):
-                made.append(output)
+            elif self._source(step, output) is None:
+                if set(output.size) == {1}:
+                    self._constant.add(output.key)
+                else:
+                    made.append(output)
         return made
 
-    def _source(self, step: Step) -> Tensor | None:
-        """The input that decides on the size of the outputs, if any does."""
+    def _source(self, step: Step, output: Tensor) -> Tensor | None:
+        """The input that decides on the size of an output, if any does."""
+        sizes = [x.size for x in step.inputs]
+        if (
+            set(output.size) == {1}
+            and output.size not in sizes
+            and not isinstance(step.label, (Shift, Strides))
+        ):
+            return None  # Global pooling, of maps of any size.
         for x in step.inputs:
             if x.size and x.key not in self._constant:
                 return x
@@ -154,8 +162,8 @@ class Branches:
 
     def _edges(self) -> Any:
         for step in self._steps:
-            source = self._source(step)
             for output in step.outputs:
+                source = self._source(step, output)
                 if source is None or not output.size:
                     continue
                 grids = (

@@ -238,14 +238,10 @@ class _Plan:
                 self._poolings[group] = make(begin, site.layer, name)
                 self._first[id(self._poolings[group])] = key
             pooling = self._poolings[group]
-            spec = getattr(pooling, "input_spec", None)
-            if spec is not None and spec.ndim not in (
-                None,
-                len(site.strides) + 2,
-            ):
-                self._skipped[key] = (
-                    f"{type(pooling).__name__} takes {spec.ndim} dimensions"
-                )
+            ndim = getattr(pooling.input_spec, "ndim", None)
+            if ndim not in (None, len(site.strides) + 2):
+                kind = type(pooling).__name__
+                self._skipped[key] = f"{kind} takes {ndim} dimensions"
                 continue
             parts = survey.parts[key]
             for part in parts:

@@ -189,7 +189,8 @@ def policy_of(layer: Any, policies: Mapping[type, Policy | None]) -> Any:
 
 def per_axis(value: Any, rank: int) -> tuple[int, ...]:
     """Returns a number for each axis, of one or of several."""
-    return (value,) * rank if isinstance(value, int) else tuple(value)
+    several = isinstance(value, (tuple, list))
+    return tuple(value) if several else (value,) * rank
 
 
 def window_of(layer: Any) -> tuple[int, ...]:

@@ -110,9 +110,8 @@ class Survey:
         self._chosen = chosen
         self._place = model
         self._producers: dict[int, tuple] = {}
-        self._alive: list[
-            Any
-        ] = []  # Ids stand for tensors only while these do.
+        # Identities stand for tensors as long as these are there.
+        self._alive: list[Any] = []
         self.sites: dict[int, Site] = {}
         self.parts: dict[int, list] = {}
         self.merged: dict[int, Any] = {}
@@ -224,8 +223,11 @@ class Survey:
             self.parts[key], self.sites[key] = parts, site
             if merged is not None:
                 self.merged[key] = merged
-        elif before != site or self.merged.get(key) is not merged:
-            return "it is called on maps of several sizes"
+        elif (
+            before.dense_padding != site.dense_padding
+            or self.merged.get(key) is not merged
+        ):
+            return "it is called on maps that it pads differently"
         first = self.parts[key][0] is self.sites[key].pooling
         shrinks = (0,) * len(site.strides) if first else site.shrinks
         step.layer, step.replaced = key, (site.strides, shrinks)
