@@ -15,6 +15,7 @@ _MODULES = {
     "add_compute_budget": "compute",
     "format_cost": "cost",
     "model_cost": "cost",
+    "convert": "conversion",
     "harden": "hardening",
     "check": "diagnostics",
     "exclude_strides_from_weight_decay": "optimization",

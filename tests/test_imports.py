@@ -19,18 +19,18 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "arguments errors formatting internals numerics environment settings "
-    "registration",
+    "arguments branches errors formatting internals numerics environment "
+    "settings registration",
     "files startup masks optimization composite datasets",
     "fourier static waves",
     "runs resampling data",
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics",
-    "cost logger",
-    "hardening",
-    "compute",
+    "budget diagnostics graphs",
+    "cost logger policies",
+    "hardening survey",
+    "compute conversion",
     "callbacks",
     "train",
     "config",
@@ -46,7 +46,8 @@ LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "logger cost compute hardening formatting".split()
+    "logger cost compute hardening formatting branches "
+    "graphs policies survey conversion".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
