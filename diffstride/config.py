@@ -135,6 +135,11 @@ def workdir() -> str:
     return gin.get_bindings("train.train")["workdir"]
 
 
+def training() -> dict[str, Any]:
+    """Returns the arguments of `train` that what was loaded sets."""
+    return gin.get_bindings("train.train")
+
+
 def differing(old: str, new: str) -> list[str]:
     """Lists what two operative configs of one run may not differ in.
 
@@ -303,7 +308,10 @@ def _fixed_settings(text: str) -> set[str]:
     """The statements of a config that a run taken up again has to keep."""
     text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
     statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
-    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+    free = (
+        r"(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
+        r"load_datasets\.data_dir) ="
+    )
     return {
         " ".join(statement.split())
         for statement in statements

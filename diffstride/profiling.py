@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from diffstride.internals import sublayers
+from diffstride.static import add_note_on_sizes
 from diffstride.strided import BaseLearnedPooling, PoolingLayer
 
 # Of the axes, by their number.
@@ -84,16 +85,12 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         with intercepted(leaves, recorded):
             send(example, model)
     except Exception as error:
-        learned = [
-            f"{call.name} gave {call.output_shape}"
+        outputs = [
+            (call.name, call.output_shape)
             for call in calls
             if isinstance(call.layer, BaseLearnedPooling)
         ]
-        if len(learned) > 1:
-            error.add_note(
-                "Branches that are joined need one shared DiffStride layer. "
-                f"Before this error: {', '.join(learned)}"
-            )
+        add_note_on_sizes(error, outputs)
         raise
     return calls
 

@@ -67,6 +67,8 @@ PARAMETERS = {
     ],
     "placement": ["resnet.Resnet.pooling_placement"],
     "budget": ["train.train.budget"],
+    "harden": ["train.train.harden_to"],
+    "finetune": ["train.train.finetune_epochs"],
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
@@ -74,6 +76,8 @@ _REACH = {
     "pooling.FixedSpectralPooling.": ("spectral",),
     "train.train.stride_cost_weight": LEARNED,
     "train.train.budget": LEARNED,
+    "train.train.harden_to": (*RAMPS, "dct"),
+    "train.train.finetune_epochs": (*RAMPS, "dct"),
     "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
 } | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
 AXES = ("method", *PARAMETERS, "seed")

@@ -355,7 +355,7 @@ def trainer(tmp_path, monkeypatch):
         script.write_text(text)
 
     monkeypatch.setattr(runner.Sweep, "command", fake)
-    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     set_behaviour()
     return set_behaviour
