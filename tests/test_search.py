@@ -203,7 +203,7 @@ class TestSpace:
                 ["strides=1-2", "method=inner"],
                 "strides stay: strided, sp.* inner",
             ),
-            (["strides=1-2", "method=max"], "`method` must be one of"),
+            (["strides=1-2", "method=none"], "`method` must be one of"),
             (["none.toml"], "--space=none.toml cannot be read"),
             (["strides"], "--space must be one TOML file, or axes"),
         ],
