@@ -199,8 +199,11 @@ class TestSpace:
             (["strides=1.5,2"], "needs the axis .* Received: 1.5,2"),
             (["strides=1,2|1,3"], r"needs the axis .* Received: 1,2\|1,3"),
             (["strides=1-2", "seed=0|1"], r"`seed` must have one value.*0\|1"),
-            (["strides=1-2", "method=inner"], "spectral or strided: .* inner"),
-            (["strides=1-2", "method=max"], "`method` must be one of"),
+            (
+                ["strides=1-2", "method=inner"],
+                "strides stay: strided, sp.* inner",
+            ),
+            (["strides=1-2", "method=none"], "`method` must be one of"),
             (["none.toml"], "--space=none.toml cannot be read"),
             (["strides"], "--space must be one TOML file, or axes"),
         ],

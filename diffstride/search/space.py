@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffstride.errors import UserError
-from diffstride.settings import METHODS, RAMPS, STRIDES
+from diffstride.settings import LEARNED, METHODS, STRIDES
 from diffstride.sweep import grid
 
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
@@ -81,10 +81,10 @@ def load(texts: Sequence[str]) -> Space:
     axes = dict(asked.products[0])
     ranges = _ranges(axes.pop(STRIDES, []))
     axes.setdefault("method", ["strided"])
-    if wrong := [each for each in axes["method"] if each in RAMPS]:
-        fixed = " or ".join(sorted({*METHODS} - {*RAMPS}))
+    if wrong := [each for each in axes["method"] if each in LEARNED]:
+        fixed = ", ".join(each for each in METHODS if each not in LEARNED)
         raise UserError(
-            f"`method` of a search must be {fixed}: its strides stay. "
+            f"`method` of a search must be one whose strides stay: {fixed}. "
             f"Received: {wrong[0]}"
         )
     if len(axes.get("seed", [])) > 1:
