@@ -21,6 +21,7 @@ from diffstride.search.journal import Journal
 from diffstride.search.study import Cost, Options, Study
 from diffstride.sweep import processes
 
+PYTHON = sys.executable  # Tests put a program of theirs in its place.
 # Without it the tool ends in one line, which is tested all the same.
 needs_optuna = pytest.mark.usefixtures("optuna")
 
@@ -427,13 +428,12 @@ class TestSearch:
         (pathlib.Path("runs")).mkdir()
         pathlib.Path("runs/wait_2").touch()
         command = [
-            *(sys.orig_argv[:1], "-c"),
+            *(PYTHON, "-c"),
             "import runpy, sys; sys.executable, *sys.argv = sys.argv[1:]; "
             "runpy.run_module('diffstride.search', run_name='__main__', "
             "alter_sys=True)",
             *(str(python), *arguments("--trials=2")),
         ]
-        command[0] = os.path.realpath("/proc/self/exe")
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         path = pathlib.Path("runs/search.jsonl")
         deadline = time.monotonic() + 60
