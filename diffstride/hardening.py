@@ -392,7 +392,9 @@ class _Plain:
         if strides is not None:
             config["strides"] = strides
         copy = type(layer).from_config(config)
-        self._pairs.append((layer, copy))
+        # An operation of `keras.ops` has no weights.
+        if isinstance(layer, keras.layers.Layer):
+            self._pairs.append((layer, copy))
         return copy
 
 

@@ -309,6 +309,19 @@ def test_the_report_counts(learned):
     assert nothing is None and str(dry) == str(report)
 
 
+@on_tensorflow
+def test_max_pooling_on_an_even_map_survives_what_comes_after(tmp_path):
+    """Its padding is an operation, not a layer."""
+    inputs = keras.Input((12, 12, 2))
+    x = layers.MaxPooling2D(3, 2, "same")(inputs)
+    new, _ = convert(keras.Model(inputs, x), FixedSpectralPooling)
+    new.save(tmp_path / "model.keras")
+    assert_same(new, keras.models.load_model(tmp_path / "model.keras"))
+    new, _ = convert(keras.Model(inputs, x))
+    assert_same(new, freeze(new))
+    assert harden(new, "strided", verbose=False).output_shape[1:3] == (6, 6)
+
+
 def test_training_saving_and_what_comes_after(learned, tmp_path):
     model, _ = learned
     copy = diffstride.surgery.rebuilt(model)

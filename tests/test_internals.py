@@ -191,3 +191,28 @@ def test_private_names_are_in_one_module():
         "Private names of Keras, TensorFlow, JAX or torch belong in "
         "diffstride/internals.py, with a test in this file."
     )
+
+
+def test_graph_calls():
+    message = GONE.format(
+        name="`Functional._nodes_by_depth`, or its nodes' `operation`, "
+        "`arguments`, `outputs`, `is_input`",
+        library="Keras",
+        function="graph_calls",
+        purpose="see which layer a functional model calls on what",
+        substitute="Look in keras/src/ops/function.py for what "
+        "`Function._run_through_graph` walks through.",
+    )
+    from diffstride.internals import graph_calls
+
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(2, name="first")(inputs)
+    y = keras.layers.Dense(2, name="second")(x)
+    model = keras.Model(inputs, keras.layers.Add(name="sum")([x, y]))
+    try:
+        calls = list(graph_calls(model))
+    except AttributeError as error:
+        pytest.fail(f"{message} ({error})")
+    names = [operation.name for operation, *_ in calls]
+    assert names == ["first", "second", "sum"], message
+    assert calls[1][1][0] is x and calls[0][3] == [x], message
