@@ -1,6 +1,12 @@
 """What meets again in a graph, by sizes and calls alone."""
 
-from diffstride.branches import Branches, Shift, Step, Strides, Tensor
+from diffstride.conversion.branches import (
+    Branches,
+    Shift,
+    Step,
+    Strides,
+    Tensor,
+)
 
 POOL = ("pool", (2, 2), (0, 0))
 

@@ -17,8 +17,8 @@ from diffstride import (
     freeze,
     harden,
 )
+from diffstride.conversion.policies import pool_alone, window_then_pool
 from diffstride.internals import sublayers
-from diffstride.policies import pool_alone, window_then_pool
 from diffstride.profiling import pooling_layers
 
 layers = keras.layers

@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # Bottom first. A room is a module or a package. It may import rooms of the
 # lines below its own, and no others.
 LAYERS = (
-    "arguments branches errors formatting internals numerics environment "
+    "arguments errors formatting internals numerics environment "
     "settings registration",
     "files startup masks optimization composite datasets",
     "fourier static waves",
@@ -27,9 +27,9 @@ LAYERS = (
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics graphs",
-    "cost logger policies",
-    "hardening survey",
+    "budget diagnostics",
+    "cost logger",
+    "hardening",
     "compute conversion",
     "callbacks",
     "train",
@@ -46,8 +46,8 @@ LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "logger cost compute hardening formatting branches "
-    "graphs policies survey conversion".split()
+    "logger cost compute hardening formatting "
+    "conversion".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {

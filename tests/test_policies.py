@@ -6,7 +6,7 @@ import math
 import keras
 import pytest
 
-from diffstride.policies import POLICIES, Site, padding_of, policy_of
+from diffstride.conversion.policies import POLICIES, Site, padding_of, policy_of
 
 layers = keras.layers
 

@@ -8,10 +8,9 @@ import keras
 from keras import layers
 
 from diffstride import arguments
-from diffstride.branches import Shift, Step, Strides, Tensor
-from diffstride.graphs import first_input, is_graph, walk
-from diffstride.internals import sublayers
-from diffstride.policies import (
+from diffstride.conversion.branches import Shift, Step, Strides, Tensor
+from diffstride.conversion.graphs import first_input, is_graph, walk
+from diffstride.conversion.policies import (
     POLICIES,
     Policy,
     Site,
@@ -20,6 +19,7 @@ from diffstride.policies import (
     policy_of,
     window_of,
 )
+from diffstride.internals import sublayers
 from diffstride.profiling import path_in
 
 _ZERO_PADDING = (

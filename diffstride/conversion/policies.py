@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from diffstride.graphs import Part, copied
+from diffstride.conversion.graphs import Part, copied
 
 _ZERO_PADDING = {
     1: layers.ZeroPadding1D,

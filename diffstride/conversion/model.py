@@ -11,18 +11,19 @@ import keras
 from keras import layers
 
 from diffstride import arguments
-from diffstride.branches import Branches
-from diffstride.cost import cost_of_calls, layer_macs
-from diffstride.formatting import aligned, human
-from diffstride.graphs import Rebuild
-from diffstride.internals import sublayers
-from diffstride.policies import (
+from diffstride.conversion.branches import Branches
+from diffstride.conversion.graphs import Rebuild
+from diffstride.conversion.policies import (
     POLICIES,
     Policy,
     Site,
     per_axis,
     window_of,
 )
+from diffstride.conversion.survey import Chosen, Survey
+from diffstride.cost import cost_of_calls, layer_macs
+from diffstride.formatting import aligned, human
+from diffstride.internals import sublayers
 from diffstride.pooling import (
     DiffStride,
     DiffStride1D,
@@ -33,7 +34,6 @@ from diffstride.pooling import (
 )
 from diffstride.profiling import Call, known_shape, path_in, profile
 from diffstride.static import LearnedSizes
-from diffstride.survey import Chosen, Survey
 
 # By the number of axes, from 1 on.
 _FAMILIES = (
