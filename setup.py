@@ -6,6 +6,7 @@ import setuptools
 
 _REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
 _DATASETS = ["scikit-learn>=1.5"]
+_SEARCH = ["optuna>=5.0"]
 
 setuptools.setup(
     name="diffstride",
@@ -66,9 +67,11 @@ setuptools.setup(
         "datasets": _DATASETS,
         "jax": ["jax>=0.10"],
         "report": _REPORT,
+        "search": _SEARCH,
         "test": [
             *_DATASETS,
             *_REPORT,
+            *_SEARCH,
             "hypothesis>=6.100",
             "jax>=0.10",
             "pytest>=8.0",

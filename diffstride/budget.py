@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import learned_in_order
+from diffstride.strided import BaseLearnedPooling
 
 
 def stride_cost(
@@ -114,7 +114,7 @@ def add_stride_cost(
     return model
 
 
-def _strides_by_axis(layers: Sequence[BaseDiffStride]) -> list[Any]:
+def _strides_by_axis(layers: Sequence[BaseLearnedPooling]) -> list[Any]:
     return [
         ops.broadcast_to(layer.scaled_strides(), (layer.rank,))
         for layer in layers
@@ -134,7 +134,7 @@ class _StrideCost(keras.regularizers.Regularizer):
     and adds up what it hears.
     """
 
-    def __init__(self, weight: float, layers: Sequence[BaseDiffStride]):
+    def __init__(self, weight: float, layers: Sequence[BaseLearnedPooling]):
         self.weight = weight
         self.layers = layers
 

@@ -66,6 +66,7 @@ class Backup(keras.callbacks.Callback):
     thus leaves this epoch's file or the one before. (Keras's BackupAndRestore
     overwrites weights and epoch one after the other, in place.) A model that
     was saved when the run had ended, `saved`, serves in the backup's stead.
+    `prefix` tells apart the backups of several networks.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Backup(keras.callbacks.Callback):
         directory: str | os.PathLike,
         steps_per_epoch: int,
         saved: pathlib.Path | None = None,
+        prefix: str = "",
     ):
         super().__init__()
-        self.path = pathlib.Path(directory) / "latest.weights.h5"
+        self.path = pathlib.Path(directory) / f"{prefix}latest.weights.h5"
         self.steps_per_epoch = steps_per_epoch
         self._sources = [self.path, saved] if saved else [self.path]
 

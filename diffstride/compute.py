@@ -1,7 +1,6 @@
 """Computation within a budget: strides held to a number of MACs."""
 
 import contextlib
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -12,14 +11,16 @@ import numpy as np
 
 from diffstride.cost import layer_macs
 from diffstride.formatting import human
-from diffstride.pooling import BaseDiffStride
+from diffstride.hardening import plain_calls
 from diffstride.profiling import first_calls, learned_in_order, profile
+from diffstride.strided import BaseLearnedPooling
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
 
 _TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
 _FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
 _SETTLED = 0.8  # Share of the epochs after which they are.
+_MOMENTUM = 0.9  # Of the direction in which strides go.
 _LARGEST_STRIDE = 1e4  # Larger than any map.
 
 
@@ -35,14 +36,22 @@ class ComputeModel:
         model: a built model with DiffStride layers that are not frozen.
         input_shape: shape of one example, without batch dimension; `None`
             stands for the one that the model was built with.
+        harden_to: what to count: what `harden` leaves for this `to`, before it
+            rounds strides.
 
     Attributes:
         layers: the DiffStride layers that a forward pass reaches, in the order
             in which it does.
     """
 
-    def __init__(self, model: keras.Model, input_shape: Any = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        input_shape: Any = None,
+        harden_to: str = "spectral",
+    ):
         self._model = model
+        self._harden_to = harden_to
         self._input_shape = input_shape
         self.layers = [
             layer
@@ -93,6 +102,30 @@ class ComputeModel:
             sum(counts[i] for i in below) / sum(counts) for below in self._below
         ]
 
+    def own_shares(self, strides: Strides) -> list[float]:
+        """Returns for each layer the share of the MACs at its output sizes.
+
+        It is about d log(MACs) / d log(size), while other maps keep theirs.
+        """
+        counts, _ = self._lookup(strides)
+        return [count / sum(counts) for count in counts[:-1]]
+
+    def with_sizes_moved(
+        self, strides: Strides, steps: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Divides the sizes of maps by the exponentials of steps.
+
+        A layer whose input becomes smaller gets a smaller stride.
+        """
+        moved = []
+        for place, value in enumerate(strides):
+            parent = self._parent[place]
+            step = steps[place] - (steps[parent] if parent >= 0 else 0.0)
+            if value.size == 1:  # One stride for all axes.
+                step = np.mean(step)
+            moved.append(value * np.exp(step))
+        return self.clipped(moved)
+
     def input_sizes(self, strides: Strides, place: int) -> tuple[int, ...]:
         """Returns the sizes of the map that a layer receives."""
         return self._lookup(strides)[1][place]
@@ -114,7 +147,8 @@ class ComputeModel:
             if source not in self._inputs:
                 return self._learn(strides)
             inputs.append(self._inputs[source])
-            outputs.append(_output_sizes(self.layers[i], inputs[i], value))
+            layer = self.layers[i]
+            outputs.append(layer.final_output_sizes(inputs[i], value))
         keys = [self._key(i, inputs, outputs) for i in self._segments]
         if not all(key in self._counts for key in keys):
             return self._learn(strides)
@@ -167,8 +201,11 @@ class ComputeModel:
             for layer, value in zip(self.layers, strides, strict=True):
                 stack.enter_context(_frozen_at(layer, value))
             calls = profile(self._model, self._input_shape)
+            found = {
+                id(c.layer): c for c in first_calls(calls, BaseLearnedPooling)
+            }
+            calls = plain_calls(self._model, self._harden_to, calls)
             macs = np.array([layer_macs(call) for call in calls])
-        found = {id(c.layer): c for c in first_calls(calls, BaseDiffStride)}
         first = [found[id(layer)] for layer in self.layers]
         return _Run(
             [(each.input_shape, each.output_shape) for each in calls],
@@ -230,10 +267,12 @@ class ComputeBudget(keras.callbacks.Callback):
 
     While a model is trained its MACs are led to the budget, from what its
     initial strides cost, evenly in their logarithm over the first `share` of
-    the epochs; then they are held there. Every few steps the strides that the
-    optimizer has reached are projected to where they cost what they should: the
-    gradient of the loss moves computation between layers, and the projection
-    holds the sum. There is no weight to tune, and any optimizer will do.
+    the epochs; then they are held there. Every few steps it is looked at how
+    the optimizer has moved the strides: this tells the gradient of the loss,
+    and the strides take a step that moves computation between layers and holds
+    the sum. How far a step goes depends on how constant its direction is, and
+    not on the size of gradients, so that there is no weight to tune; a
+    `stride_lr_multiplier` of 0 leaves the projection alone.
 
     Counts are those of `diffstride.model_cost`, at the sizes that maps really
     have and, where it is on a schedule, at the final smoothness. Use
@@ -243,6 +282,8 @@ class ComputeBudget(keras.callbacks.Callback):
         compute: of the model that will be trained.
         macs: the budget, in multiply-accumulates of one example.
         share: above 0, up to 1.
+        reach: how far a stride may get while training lasts: the logarithm of
+            its largest factor.
         every: number of steps between projections.
         epochs: number of epochs to plan for; by default the `epochs` of `fit`.
     """
@@ -252,6 +293,7 @@ class ComputeBudget(keras.callbacks.Callback):
         compute: ComputeModel,
         macs: float,
         share: float = 0.5,
+        reach: float = 1.0,
         every: int = 10,
         epochs: int | None = None,
     ):
@@ -259,28 +301,37 @@ class ComputeBudget(keras.callbacks.Callback):
         self.compute = compute
         self.macs = macs
         self.share = share
+        self.reach = reach
         self.every = every
         self.epochs = epochs
         self._start = compute.macs(compute.strides(initial=True))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Remembers the epoch."""
+        """Remembers where an epoch began.
+
+        Nothing is carried from one epoch to the next, so that a run which is
+        taken up again takes the same steps.
+        """
         self._epoch = epoch
+        self._before = self._now()
+        self._direction = _Direction(self.compute.own_shares(self._before))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Projects the strides, every few steps."""
+        """Moves the strides, every few steps."""
         steps = self.params.get("steps")
         last = steps is not None and batch + 1 >= steps
         if (batch + 1) % self.every and not last:
             return
-        done = self._epoch + ((batch + 1) / steps if steps else 0.0)
-        done /= self.epochs or self.params["epochs"]
+        epochs = self.epochs or self.params["epochs"]
+        done = (self._epoch + ((batch + 1) / steps if steps else 0.0)) / epochs
         target = (self.macs / self._start) ** min(1.0, done / self.share)
-        if keras.backend.backend() == "jax":
-            # During `fit` the values are not in the variables.
-            self.model.jax_state_sync()
-        strides = self.compute.strides()
-        moved = project(self.compute, strides, self._start * target)
+        strides = self._now()
+        # Most in the middle: at first weights are random, in the end at rest.
+        pace = 6 * done * (1 - done) * self.reach
+        pace *= self.every / (epochs * (steps or self.every))
+        steps = self._direction.step(self._before, strides, pace)
+        moved = self.compute.with_sizes_moved(self._before, steps)
+        moved = project(self.compute, moved, self._start * target)
         if done >= max(self.share, _SETTLED):
             moved = settle(self.compute, moved, self.macs)
         for layer, old, new in zip(
@@ -288,6 +339,70 @@ class ComputeBudget(keras.callbacks.Callback):
         ):
             if not np.array_equal(old, new):
                 layer.stride_weights.assign(new)
+        self._before = moved
+
+    def _now(self) -> list[np.ndarray]:
+        if keras.backend.backend() == "jax":
+            # During `fit` the values are not in the variables.
+            self.model.jax_state_sync()
+        return self.compute.strides()
+
+
+class _Direction:
+    """Where the gradient of the loss leads maps that cost the same.
+
+    A layer's gradient tells what its own cut-off is worth while those of the
+    layers after it stay. As they depend on the size of their input, strides
+    alone would take them along. Steps are therefore of sizes: those of Adam, in
+    their logarithm and along the surface of equal cost.
+
+    Args:
+        shares: for each layer d log(MACs) / d log(size).
+    """
+
+    def __init__(self, shares: Sequence[float]):
+        self._shares = np.array(shares)
+        self._count = 0
+        self._mean: Any = 0.0
+        self._square: Any = 0.0
+
+    def step(
+        self, before: Strides, after: Strides, pace: float
+    ) -> list[np.ndarray]:
+        """Returns steps of -log(size), in the direction of an optimizer's.
+
+        Args:
+            before: strides before its steps.
+            after: strides after its steps.
+            pace: largest step to return.
+        """
+        counts = [value.size for value in before]
+        costs = np.repeat(self._shares, counts)
+        moved = np.log(np.concatenate(after)) - np.log(np.concatenate(before))
+        moved = _along(moved, costs, self._scale(moved))
+        self._count += 1
+        self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * moved
+        self._square = self._square + moved**2
+        scale = self._scale(moved)
+        mean = self._mean / (1 - _MOMENTUM**self._count)
+        step = pace * np.clip(_along(mean, costs, scale) * scale, -1, 1)
+        return np.split(step, np.cumsum(counts)[:-1])
+
+    def _scale(self, moved: np.ndarray) -> np.ndarray:
+        """What makes directions as long as they are constant."""
+        if not self._count:
+            return np.ones_like(moved)
+        return 1 / np.sqrt(self._square / self._count + 1e-20)
+
+
+def _along(
+    direction: np.ndarray, costs: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Takes from a direction what changes the cost, once it is scaled."""
+    weight = (scale * costs * costs).sum()
+    if not weight:
+        return direction
+    return direction - costs * (scale * costs * direction).sum() / weight
 
 
 def add_compute_budget(
@@ -295,6 +410,7 @@ def add_compute_budget(
     macs: float | None = None,
     relative: float | None = None,
     input_shape: Any = None,
+    harden_to: str = "spectral",
     **settings: Any,
 ) -> ComputeBudget:
     """Makes the callback that ends training of a model within a budget.
@@ -307,7 +423,9 @@ def add_compute_budget(
             strides; in place of `macs`.
         input_shape: shape of one example, without batch dimension. Needed if
             the model was built for inputs of unknown size.
-        **settings: `share`, `every` and `epochs` of `ComputeBudget`.
+        harden_to: what the budget is for, as `to` of `harden`. The products of
+            poolings count for `"spectral"` only.
+        **settings: `share`, `reach`, `every` and `epochs` of `ComputeBudget`.
 
     Returns:
         A callback for `fit`.
@@ -326,7 +444,7 @@ def add_compute_budget(
             "Give either `macs` or `relative`. Received: "
             f"macs={macs}, relative={relative}"
         )
-    compute = ComputeModel(model, input_shape)
+    compute = ComputeModel(model, input_shape, harden_to)
     name, value = ("macs", macs) if relative is None else ("relative", relative)
     if relative is not None:
         macs = relative * compute.macs(compute.strides(initial=True))
@@ -456,38 +574,21 @@ def _next_size(
     layer = compute.layers[place]
     inputs = compute.input_sizes(strides, place)
     value = strides[place].copy()
-    size = _output_sizes(layer, inputs, value)
+    size = layer.final_output_sizes(inputs, value)
     for _ in range(100):
         value[axis] *= factor
         value = np.clip(value, *_limits(layer)).astype(value.dtype)
-        if _output_sizes(layer, inputs, value) != size:
+        if layer.final_output_sizes(inputs, value) != size:
             return [*strides[:place], value, *strides[place + 1 :]]
     return None
 
 
-def _final_smoothness(layer: BaseDiffStride) -> float:
-    final = layer.final_smoothness_factor
-    return layer.current_smoothness if final is None else final
-
-
-def _output_sizes(
-    layer: BaseDiffStride, sizes: tuple[int, ...], strides: np.ndarray
-) -> tuple[int, ...]:
-    low_pass = dataclasses.replace(
-        layer.low_pass, smoothness=_final_smoothness(layer)
-    )
-    return low_pass.output_sizes(sizes, strides)
-
-
 @contextlib.contextmanager
-def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
+def _frozen_at(
+    layer: BaseLearnedPooling, strides: np.ndarray
+) -> Iterator[None]:
     """Inside the block a layer is what freezing it would make of it, here."""
-    supposed = {
-        "frozen": True,
-        "shared_stride": False,
-        "strides": tuple(np.broadcast_to(strides, layer.rank).tolist()),
-        "current_smoothness": _final_smoothness(layer),
-    }
+    supposed = layer.frozen_at(strides)
     before = {name: getattr(layer, name) for name in supposed}
     try:
         for name, value in supposed.items():
@@ -498,7 +599,7 @@ def _frozen_at(layer: BaseDiffStride, strides: np.ndarray) -> Iterator[None]:
             setattr(layer, name, value)
 
 
-def _limits(layer: BaseDiffStride) -> tuple[float, float]:
+def _limits(layer: BaseLearnedPooling) -> tuple[float, float]:
     low, high = layer.lower_limit_stride, layer.upper_limit_stride
     return (
         1.0 if low is None else low,

@@ -22,8 +22,21 @@ import gin
 import keras
 import typeguard
 
-from diffstride import data, pooling, resnet, train
+from diffstride import data, resnet, train
+from diffstride.antialiasing import BlurPool2D, FLCPooling, MaxBlurPool2D
+from diffstride.cosine import DCTDiffStride
+from diffstride.dynopool import DynOPool
 from diffstride.errors import ConfigError
+from diffstride.pooling import (
+    DiffStride,
+    FixedSpectralPooling,
+    SpatialPooling,
+)
+from diffstride.windows import (
+    AveragePooling,
+    FractionalMaxPooling2D,
+    MaxPooling,
+)
 
 _BINDINGS = "--gin_bindings"
 _registered: list[str] = []
@@ -51,8 +64,13 @@ def _register_named(function: Callable) -> None:
 
 for _target in (data.load_datasets, data.pad_crop_flip):
     _register(_target, "data")
-for _name in ("DiffStride", "FixedSpectralPooling", "SpatialPooling"):
-    _register(getattr(pooling, _name), "pooling")
+for _target in (
+    *(DiffStride, DCTDiffStride, DynOPool),
+    *(FixedSpectralPooling, FLCPooling),
+    *(BlurPool2D, MaxBlurPool2D),
+    *(SpatialPooling, AveragePooling, MaxPooling, FractionalMaxPooling2D),
+):
+    _register(_target, "pooling")
 for _name in ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Nadam"):
     _register(getattr(keras.optimizers, _name), "keras.optimizers")
 for _name in ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"):
@@ -115,6 +133,11 @@ def load(
 def workdir() -> str:
     """Returns the workdir of what was loaded, or of its defaults."""
     return gin.get_bindings("train.train")["workdir"]
+
+
+def training() -> dict[str, Any]:
+    """Returns the arguments of `train` that what was loaded sets."""
+    return gin.get_bindings("train.train")
 
 
 def differing(old: str, new: str) -> list[str]:
@@ -285,7 +308,10 @@ def _fixed_settings(text: str) -> set[str]:
     """The statements of a config that a run taken up again has to keep."""
     text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
     statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
-    free = r"(\w+\.)*(train\.(workdir|num_epochs)|load_datasets\.data_dir) ="
+    free = (
+        r"(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
+        r"load_datasets\.data_dir) ="
+    )
     return {
         " ".join(statement.split())
         for statement in statements

@@ -11,10 +11,10 @@ from keras import layers
 from diffstride.budget import stride_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
-from diffstride.pooling import BaseSpectralPooling
 from diffstride.profiling import AXES, Call, path_in, pooling_states, profile
 from diffstride.resampling import resample_macs
 from diffstride.resizing import BaseSpectralResize
+from diffstride.strided import PoolingLayer
 
 
 class LayerCost(NamedTuple):
@@ -183,7 +183,7 @@ _COUNTED = (
     *_SEPARABLE,
     *_TRANSPOSED,
     layers.Dense,
-    BaseSpectralPooling,
+    PoolingLayer,
     BaseSpectralResize,
 )
 _ELEMENTWISE = (
@@ -201,9 +201,8 @@ def layer_macs(call: Call) -> int:
     """Counts multiply-accumulates of a call, whatever its batch axis is."""
     layer = call.layer
     inputs, outputs = math.prod(call.input_shape), math.prod(call.output_shape)
-    if isinstance(layer, BaseSpectralPooling):
-        bands = layer.bands(keras.KerasTensor(call.input_shape))
-        return resample_macs(call.input_shape, bands, layer.data_format)
+    if isinstance(layer, PoolingLayer):
+        return layer.macs(call.input_shape)
     if isinstance(layer, BaseSpectralResize):
         bands = layer.bands(
             layer.sizes_in(call.input_shape), layer.sizes_in(call.output_shape)

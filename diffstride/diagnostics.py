@@ -13,7 +13,6 @@ import numpy as np
 from keras import ops
 
 from diffstride.optimization import optimizer_findings
-from diffstride.pooling import BaseDiffStride
 from diffstride.profiling import (
     Call,
     blank_example,
@@ -22,6 +21,7 @@ from diffstride.profiling import (
     profile,
     send,
 )
+from diffstride.strided import BaseLearnedPooling
 
 
 def check(model: keras.Model, input_shape: Any = None) -> list[str]:
@@ -43,7 +43,7 @@ def check(model: keras.Model, input_shape: Any = None) -> list[str]:
     Raises:
         ValueError: if the model is not built, or if the shape is unknown.
     """
-    calls = first_calls(profile(model, input_shape), BaseDiffStride)
+    calls = first_calls(profile(model, input_shape), BaseLearnedPooling)
     example = keras.tree.map_structure(
         lambda blank: _random(blank.shape), blank_example(model, input_shape)
     )
@@ -83,7 +83,7 @@ def _held(call: Call) -> str | None:
         return "its `stride_lr_multiplier` is 0"
     if layer.upper_limit_stride:
         lowest, highest = (
-            layer.low_pass.used(_sizes(call), np.full_like(_strides(call), x))
+            layer.used_strides(_sizes(call), np.full_like(_strides(call), x))
             for x in (layer.lower_limit_stride or 1.0, layer.upper_limit_stride)
         )
         if (lowest == highest).all():

@@ -25,7 +25,8 @@ from diffstride.resnet import BatchNormReLU, ResidualLayer, ResnetBlock
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 
-_TARGETS = ("spectral", "strided")
+TARGETS = ("spectral", "strided", "pooled")
+_PLANS = 16  # Of integer strides, how many are followed and tried.
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -38,48 +39,93 @@ def harden(
     to: str = "spectral",
     input_shape: Any = None,
     verbose: bool = True,
+    macs: float | None = None,
 ) -> keras.Model:
     """Makes a network with fixed strides of one that has learned them.
 
-    Both forms have the weights of the model. They are exact where nothing had
-    to be rounded, and else a start for fine-tuning.
+    All forms have the weights of the model. They are exact where nothing had to
+    be rounded, and else a start for fine-tuning.
 
     - `"spectral"`: the sizes of all maps stay, and masks become hard: each
       layer crops the spectrum to the size that it has learned. After a
       `SmoothnessSchedule` down to 0 nothing changes.
     - `"strided"`: no layer of this package is left, and the model loads without
-      it. Strides become integers, those that come closest to the learned sizes.
-      A convolution that a pooling followed takes its stride, in a residual
-      layer and in a `keras.Sequential`; elsewhere average pooling does.
+      it. Strides become integers, those that come closest to the learned sizes,
+      or, with `macs`, the closest within a budget. A convolution that a pooling
+      followed takes its stride, in a residual layer and in a
+      `keras.Sequential`; elsewhere average pooling does.
+    - `"pooled"`: the same with average pooling everywhere. Like the crop that
+      it replaces it takes high frequencies out, so that more of the accuracy is
+      kept; convolutions before it stay at stride 1.
 
     Args:
         model: a built model with DiffStride layers.
-        to: `"spectral"` or `"strided"`.
+        to: `"spectral"`, `"strided"` or `"pooled"`.
         input_shape: shape of one example, without batch dimension. Needed if
             the model was built for inputs of unknown size.
         verbose: whether to print what has changed, layer by layer.
+        macs: multiply-accumulates of one example that the network is to need.
+            It may exceed them by 5 %. Of no effect for `"spectral"`.
 
     Returns:
         A new model, not compiled.
 
     Raises:
         ValueError: if the model is not built, has no DiffStride layers, or has
-            them where they cannot be replaced.
+            them where they cannot be replaced; if no integer strides next to
+            the learned ones stay within `macs`.
     """
-    arguments.choice("to", to, _TARGETS)
+    arguments.choice("to", to, TARGETS)
+    others = [
+        layer.path
+        for layer in learned_layers(model)
+        if not isinstance(layer, BaseSpectralPooling)
+    ]
+    if others:
+        raise ValueError(
+            "`harden` knows no fixed form of a layer that learns its stride "
+            "without a spectrum: use `diffstride.freeze`, which makes strides "
+            f"constant. Received: {', '.join(others)}"
+        )
     calls = profile(model, input_shape)
-    plan = _plan(calls, integers=to == "strided")
-    if not plan:
+    if not any(isinstance(call.layer, BaseSpectralPooling) for call in calls):
         raise ValueError(
             "`harden` needs a model with DiffStride layers. Received: "
             f"{model.name}, without any"
         )
-    hardened = (_spectral if to == "spectral" else _strided)(model, plan)
+    shape = input_shape or known_shape(model)
+    if to == "spectral":
+        plan = _spectral_plan(calls)
+        hardened = _spectral(model, plan)
+    else:
+        plan, hardened = _plain_within(model, to, calls, macs, shape)
     if verbose:
         before = cost_of_calls(model, calls)
-        after = model_cost(hardened, input_shape or known_shape(model))
-        print(_report(plan, before, after))
+        print(_report(plan, before, model_cost(hardened, shape)))
     return hardened
+
+
+def _taking_strides(model: keras.Model, to: str) -> dict[int, int]:
+    """Finds the convolutions that take the stride of a pooling after them.
+
+    Returns:
+        The identity of the pooling by that of the convolution.
+    """
+    taking: dict[int, int] = {}
+    if to == "pooled":
+        return taking
+    for part in sublayers(model):
+        if isinstance(part, ResidualLayer) and part.pooling is not None:
+            taking[id(part.conv_in)] = id(part.pooling)
+            if part.project:
+                taking[id(part.conv_shortcut)] = id(part.pooling)
+        elif isinstance(part, keras.Sequential):
+            for conv, pooling in itertools.pairwise(part.layers):
+                if isinstance(pooling, BaseSpectralPooling) and _can_stride(
+                    conv
+                ):
+                    taking[id(conv)] = id(pooling)
+    return taking
 
 
 class _Step(NamedTuple):
@@ -90,42 +136,127 @@ class _Step(NamedTuple):
     output_size: tuple[int, ...]
 
 
-def _plan(calls: Sequence[Call], integers: bool) -> dict[int, _Step]:
-    """The step of each spectral pooling that is called, by its identity."""
-    plan: dict[int, _Step] = {}
-    scale: Any = 1.0  # Of the new sizes, as rounding accumulates.
-    for call, state in zip(
-        first_calls(calls), pooling_states(calls), strict=True
-    ):
-        layer = call.layer
-        if not isinstance(layer, BaseSpectralPooling):
-            continue
-        learned = np.array(state.output_size)
-        size = np.maximum(np.rint(np.array(state.input_size) * scale), 1)
-        if integers:
-            strides = tuple(map(_closest, size.astype(int), learned))
-            output = -(-size // strides)
-        else:
-            # The way that sizes are rounded must not come to a next one.
-            down = getattr(layer, "ramp", None) == "straight_through"
-            exact = size / learned * (1 - 1e-6 if down else 1 + 1e-6)
-            strides = tuple(np.maximum(exact, 1.0).tolist())
-            output = learned
-        scale = output / learned
-        sizes = tuple(output.astype(int).tolist())
-        plan[id(layer)] = _Step(state, strides, sizes)
+Plan = dict[int, _Step]  # By the identity of the pooling.
+
+
+def _spectral_plan(calls: Sequence[Call]) -> Plan:
+    """Keeps all sizes."""
+    plan: Plan = {}
+    for layer, state in _spectral_poolings(calls):
+        # The way that sizes are rounded must not come to a next one.
+        down = getattr(layer, "ramp", None) == "straight_through"
+        exact = np.array(state.input_size) / state.output_size
+        exact = exact * (1 - 1e-6 if down else 1 + 1e-6)
+        strides = tuple(np.maximum(exact, 1.0).tolist())
+        plan[id(layer)] = _Step(state, strides, state.output_size)
     return plan
 
 
-def _closest(size: int, output_size: int) -> int:
-    """The integer stride whose output, padded, is closest to a size."""
-    return min(
-        range(1, int(size) + 1),
-        key=lambda s: abs(math.log(math.ceil(size / s) / output_size)),
-    )
+def _integer_plans(calls: Sequence[Call]) -> list[Plan]:
+    """Integer strides whose sizes are close to the learned ones, best first."""
+    plans: list[Plan] = [{}]
+    for layer, state in _spectral_poolings(calls):
+        longer = []
+        for plan in plans:
+            scale: Any = 1.0  # Of the sizes, as rounding accumulates.
+            for last in plan.values():
+                scale = np.divide(last.output_size, last.learned.output_size)
+            sizes = np.maximum(np.rint(np.array(state.input_size) * scale), 1)
+            choices = map(_candidates, sizes.astype(int), state.output_size)
+            for strides in itertools.product(*choices):
+                output = tuple((-(-sizes // strides)).astype(int).tolist())
+                longer.append(
+                    {**plan, id(layer): _Step(state, strides, output)}
+                )
+        plans = sorted(longer, key=_distance)[:_PLANS]
+    return plans
 
 
-def _spectral(model: keras.Model, plan: dict[int, _Step]) -> keras.Model:
+def _candidates(size: int, output_size: int) -> tuple[int, ...]:
+    """The integer strides next to a size, whose outputs are padded."""
+    # Of the strides to one size the smallest, which leaves the least out.
+    strides = {math.ceil(size / s): s for s in range(int(size), 0, -1)}
+    larger = min(n for n in strides if n >= min(output_size, size))
+    smaller = max((n for n in strides if n < output_size), default=larger)
+    return tuple({strides[larger], strides[smaller]})
+
+
+def _distance(plan: Plan) -> float:
+    """How far sizes are from the learned ones, in size and in aspect."""
+    return float(np.mean([_change(step) for step in plan.values()]))
+
+
+def _change(step: _Step) -> float:
+    factors = np.log(np.divide(step.output_size, step.learned.output_size))
+    return float(np.abs(factors).mean() + np.ptp(factors) / 2)
+
+
+def _spectral_poolings(
+    calls: Sequence[Call],
+) -> list[tuple[BaseSpectralPooling, PoolingState]]:
+    return [
+        (call.layer, state)
+        for call, state in zip(
+            first_calls(calls), pooling_states(calls), strict=True
+        )
+        if isinstance(call.layer, BaseSpectralPooling)
+    ]
+
+
+def plain_calls(
+    model: keras.Model, to: str, calls: Sequence[Call]
+) -> list[Call]:
+    """What calls become by hardening, before sizes are rounded.
+
+    Products of poolings are gone, if not for `"spectral"`, and convolutions
+    that take the stride of the pooling after them give its size.
+    """
+    if to == "spectral":
+        return list(calls)
+    taking = _taking_strides(model, to)
+    remaining = []
+    for place, call in enumerate(calls):
+        if isinstance(call.layer, BaseSpectralPooling):
+            continue
+        for after in calls[place + 1 :]:
+            if taking.get(id(call.layer)) == id(after.layer):
+                if after.input_shape == call.output_shape:
+                    call = call._replace(output_shape=after.output_shape)
+                break
+        remaining.append(call)
+    return remaining
+
+
+def _plain_within(
+    model: keras.Model,
+    to: str,
+    calls: Sequence[Call],
+    macs: float | None,
+    shape: Any,
+) -> tuple[Plan, keras.Model]:
+    """The plain network closest to the learned sizes and to a budget."""
+    plans = _integer_plans(calls)
+    if macs is None:
+        return plans[0], _plain(model, to, plans[0])
+    found = []
+    for plan in plans:
+        hardened = _plain(model, to, plan)
+        ratio = model_cost(hardened, shape).macs / macs
+        # Of all axes the mean, of all of them together the budget.
+        score = _distance(plan) + abs(math.log(ratio)) / len(plan)
+        found.append((ratio > 1.05, score, ratio, plan, hardened))
+    exceeds, _, ratio, plan, hardened = min(found, key=lambda each: each[:2])
+    if exceeds:
+        least = min(ratio for _, _, ratio, *_ in found)
+        raise ValueError(
+            "`macs` must be what integer strides next to the learned ones can "
+            f"meet, at least {human(least * macs)} multiply-accumulates. "
+            f"Received: macs={macs:g}"
+        )
+    return plan, hardened
+
+
+def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
     copy = rebuilt(model)
     for layer, source in zip(
         learned_layers(copy), learned_layers(model), strict=True
@@ -147,8 +278,8 @@ def _spectral(model: keras.Model, plan: dict[int, _Step]) -> keras.Model:
     return hardened
 
 
-def _strided(model: keras.Model, plan: dict[int, _Step]) -> keras.Model:
-    hardened = _Plain(model, plan).model()
+def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:
+    hardened = _Plain(model, to, plan).model()
     if left := learned_layers(hardened):
         raise ValueError(
             f"`harden` cannot replace {left[0].path}: it is inside of a layer "
@@ -161,18 +292,12 @@ def _strided(model: keras.Model, plan: dict[int, _Step]) -> keras.Model:
 class _Plain:
     """Makes a model of Keras's own layers."""
 
-    def __init__(self, model: keras.Model, plan: dict[int, _Step]):
+    def __init__(self, model: keras.Model, to: str, plan: Plan):
         self._model = model
+        self._to = to
         self._plan = plan
         self._pairs: list[tuple] = []
-        # Convolutions that take the stride of the pooling that follows them.
-        self._taken: dict[int, tuple | None] = {}
-        for chain in sublayers(model):
-            if isinstance(chain, keras.Sequential):
-                for conv, pooling in itertools.pairwise(chain.layers):
-                    if id(pooling) in plan and _can_stride(conv):
-                        self._taken[id(conv)] = plan[id(pooling)].strides
-                        self._taken[id(pooling)] = None
+        self._taking = _taking_strides(model, to)
 
     def model(self) -> keras.Model:
         """Makes it, with the weights."""
@@ -185,7 +310,7 @@ class _Plain:
 
     def _layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) in self._plan:
-            return self._pooling(layer)
+            return self._pooling(layer, layer.name)
         if isinstance(layer, ResnetBlock):
             return self._residual(layer.name, layer.layers)
         if isinstance(layer, ResidualLayer):
@@ -194,19 +319,22 @@ class _Plain:
             return keras.Sequential(
                 self._norm_relu(layer, layer.name), name=layer.name
             )
-        return self._copy(layer, layer.name, self._taken.get(id(layer)))
+        step = self._plan.get(self._taking.get(id(layer)))
+        return self._copy(layer, layer.name, step and step.strides)
 
-    def _pooling(self, layer: BaseDiffStride) -> keras.layers.Layer:
+    def _pooling(
+        self, layer: BaseSpectralPooling, name: str
+    ) -> keras.layers.Layer:
         strides = self._plan[id(layer)].strides
-        if id(layer) in self._taken or set(strides) == {1}:
-            return keras.layers.Identity(name=layer.name)
+        if id(layer) in self._taking.values() or set(strides) == {1}:
+            return keras.layers.Identity(name=name)
         return _POOLING[layer.rank](
             strides,
             strides,
             padding="same",
             data_format=layer.data_format,
             dtype=layer.dtype_policy,
-            name=layer.name,
+            name=name,
         )
 
     def _residual(
@@ -220,20 +348,30 @@ class _Plain:
         )
         x = inputs
         for layer in layers:
-            strides = None
-            if layer.pooling is not None:
+            strides = pooling = None
+            if layer.pooling is not None and self._to == "strided":
                 strides = self._plan[id(layer.pooling)].strides
+            elif layer.pooling is not None:
+                pooling = self._pooling(layer.pooling, f"{layer.name}_pooling")
+            conv_in = [
+                self._copy(layer.conv_in, f"{layer.name}_conv_in", strides)
+            ]
+            if pooling is not None:
+                before = layer.pooling_placement == "before"
+                conv_in.insert(0 if before else 1, pooling)
             main = [
                 *self._norm_relu(layer.bn_in, f"{layer.name}_bn_in"),
-                self._copy(layer.conv_in, f"{layer.name}_conv_in", strides),
+                *conv_in,
                 *self._norm_relu(layer.bn_out, f"{layer.name}_bn_out"),
                 self._copy(layer.conv_out, f"{layer.name}_conv_out"),
             ]
             shortcut = x
             if layer.project:
+                # Averages commute with a convolution of size 1.
+                shortcut = x if pooling is None else pooling(x)
                 shortcut = self._copy(
                     layer.conv_shortcut, f"{layer.name}_conv_shortcut", strides
-                )(x)
+                )(shortcut)
             for each in main:
                 x = each(x)
             x = keras.layers.Add(name=f"{layer.name}_add")([x, shortcut])
@@ -272,7 +410,7 @@ def _can_stride(layer: keras.layers.Layer) -> bool:
 
 
 def _report(
-    plan: dict[int, _Step],
+    plan: Plan,
     before: ModelCost,
     after: ModelCost,
 ) -> str:

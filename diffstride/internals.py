@@ -69,3 +69,16 @@ def train_writer(callback: keras.callbacks.TensorBoard) -> Any:
 def open_writers(callback: keras.callbacks.TensorBoard) -> list[Any]:
     """Returns all writers that Keras's callback has opened until now."""
     return list(callback._writers.values())
+
+
+def graph_calls(model: keras.Model) -> Iterator[tuple]:
+    """Yields what a functional model calls, in the order in which it does.
+
+    Each as `(operation, args, kwargs, outputs)`, with the symbolic tensors of
+    the model in arguments and outputs; inputs are not among them.
+    """
+    for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True):
+        for node in nodes:
+            if not node.is_input:
+                args, kwargs = node.arguments.args, node.arguments.kwargs
+                yield node.operation, args, kwargs, node.outputs

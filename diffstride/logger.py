@@ -2,7 +2,8 @@
 
 import keras
 
-from diffstride.profiling import stride_logs
+from diffstride.diagnostics import check
+from diffstride.profiling import known_shape, stride_logs
 
 
 class StrideLogger(keras.callbacks.Callback):
@@ -10,7 +11,8 @@ class StrideLogger(keras.callbacks.Callback):
 
     They are there as `stride/<layer>/<axis>`, for all callbacks that come later
     in the list, and in the `History` that `fit` returns: of every pooling layer
-    of this package that has strides, learned or not.
+    of this package that has strides, learned or not. Before training begins the
+    model is checked as `diffstride.check` does, if its input size is known.
 
     Attributes:
         strides: a dictionary of them for each epoch. The first holds what they
@@ -28,7 +30,13 @@ class StrideLogger(keras.callbacks.Callback):
         self.strides: list[dict[str, float]] = []
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Notes the initial strides."""
+        """Warns of strides that cannot be learned, notes the initial ones."""
+        try:
+            shape = known_shape(self.model)
+        except ValueError:
+            shape = None
+        if shape is not None:
+            check(self.model, shape)
         self.strides = [stride_logs(self.model)]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

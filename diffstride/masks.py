@@ -151,18 +151,21 @@ class LowPass:
         if output_sizes is None:
             output_sizes = self._output_sizes(sizes, used)
         return tuple(
-            learned_band(
-                size,
-                output,
-                stride,
-                self.smoothness,
-                self.ramp,
-                self.cropping,
-                self.widest,
-            )
+            self._band(size, output, stride)
             for size, output, stride in zip(
                 sizes, output_sizes, _each(used, sizes), strict=True
             )
+        )
+
+    def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
+        return learned_band(
+            size,
+            output_size,
+            stride,
+            self.smoothness,
+            self.ramp,
+            self.cropping,
+            self.widest,
         )
 
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
@@ -178,22 +181,54 @@ class LowPass:
 
 
 @dataclasses.dataclass(frozen=True)
+class CosineLowPass(LowPass):
+    """The same mask for the DCT; arguments are those of `LowPass`.
+
+    Coefficient `k` of the DCT of `size` samples is frequency `k` of the DFT of
+    these and their mirror image, `2 size` samples. There is no negative one,
+    and the band holds a weight for each of `size` coefficients. Smoothness and
+    half-width thereby count coefficients, half a cycle over the map each.
+    """
+
+    def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
+        """Returns the strides in force on maps of the given sizes."""
+        return super().used([2 * size for size in sizes], strides)
+
+    def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
+        return tuple(
+            learned_size(2 * size, stride, self.smoothness, self.ramp) // 2
+            for size, stride in zip(sizes, _each(used, sizes), strict=True)
+        )
+
+    def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
+        # The mirrored spectrum of as many coefficients: they have no Nyquist.
+        band = super()._band(2 * size, 2 * output_size - 1, stride)
+        weights = band.positive[:size]
+        final_size = output_size if self.cropping else size
+        return Band(weights, weights, final_size)
+
+
+@dataclasses.dataclass(frozen=True)
 class HardCrop:
     """The crop of fixed spectral pooling, for any number of axes.
 
     Args:
         strides: stride of each axis, in input samples for an output sample.
         dtype: floating-point dtype of the weights.
+        even: whether the sizes of all axes but the last are made even.
     """
 
     strides: tuple[float, ...]
     dtype: str = "float32"
+    even: bool = True
 
     def output_sizes(self, sizes: Sequence[Size | None]) -> tuple:
         """Returns the output size of each axis, `None` where it has none."""
         last = len(sizes) - 1
         return tuple(
-            None if size is None else fixed_size(size, stride, even=axis < last)
+            None
+            if size is None
+            else fixed_size(size, stride, even=self.even and axis < last)
             for axis, (size, stride) in enumerate(
                 zip(sizes, self.strides, strict=True)
             )

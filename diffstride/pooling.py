@@ -6,7 +6,6 @@ is in `diffstride.masks` and `diffstride.resampling`.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,172 +15,76 @@ from keras import ops
 
 from diffstride import arguments
 from diffstride.masks import RAMPS, Band, HardCrop, LowPass
-from diffstride.resampling import NORMS, resample, spatial_sizes
-from diffstride.static import LearnedSizes, refuse_unknown_sizes
+from diffstride.resampling import (
+    NORMS,
+    factors,
+    resample,
+    resample_macs,
+    spatial_sizes,
+)
+from diffstride.static import refuse_unknown_sizes
+from diffstride.strided import (
+    PACKAGE,
+    BaseLearnedPooling,
+    BaseMapLayer,
+    PoolingLayer,
+    Strided,
+    initial_value,
+)
+from diffstride.strided import (
+    StrideConstraint as StrideConstraint,  # Where the release has it.
+)
 
-PACKAGE = "diffstride"
 _PADDINGS = ("same", "valid", "SAME", "VALID")
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class StrideConstraint(keras.constraints.Constraint):
-    """Keeps strides within limits after each optimizer step.
-
-    Args:
-        lower_limit: smallest stride allowed, >= 1, or `None` for no limit.
-        upper_limit: largest stride allowed, or `None` for no limit.
-
-    Raises:
-        ValueError: if the limits are below 1, not finite, or crossed.
-
-    Example:
-
-    >>> constraint = StrideConstraint(lower_limit=1.0, upper_limit=4.0)
-    >>> [float(s) for s in constraint(np.array([0.5, 6.0], "float32"))]
-    [1.0, 4.0]
-    """
-
-    def __init__(
-        self,
-        lower_limit: float | None = 1.0,
-        upper_limit: float | None = None,
-    ):
-        self.lower_limit, self.upper_limit = arguments.limits(
-            "lower_limit", lower_limit, "upper_limit", upper_limit
-        )
-
-    def __call__(self, strides: Any) -> Any:
-        """Returns `strides` clipped to the limits."""
-        strides = ops.convert_to_tensor(strides)
-        if self.lower_limit is not None:
-            strides = ops.maximum(strides, self.lower_limit)
-        if self.upper_limit is not None:
-            strides = ops.minimum(strides, self.upper_limit)
-        return strides
-
-    def get_config(self) -> dict:
-        """Returns the arguments."""
-        return {
-            "lower_limit": self.lower_limit,
-            "upper_limit": self.upper_limit,
-        }
-
-
-class BaseSpectralLayer(keras.layers.Layer):
-    """What the spectral layers share: format, norm, dtypes.
-
-    A subclass sets `rank`, the number of spatial axes.
-    """
-
-    rank: int
+class BaseSpectralLayer(BaseMapLayer):
+    """What the spectral layers share: the scale of their transforms."""
 
     def __init__(self, norm: str, data_format: str | None, **kwargs: Any):
-        super().__init__(**kwargs)
-        if not keras.backend.is_float_dtype(self.compute_dtype):
-            raise arguments.refusal(
-                "dtype", "a floating-point type", self.compute_dtype
-            )
+        super().__init__(data_format=data_format, **kwargs)
         self.norm = arguments.choice("norm", norm, NORMS)
-        self.data_format = arguments.data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2)
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        return {
-            **super().get_config(),
-            "norm": self.norm,
-            "data_format": self.data_format,
-        }
-
-    @property
-    def spatial_axes(self) -> tuple[int, ...]:
-        """Axes of the input that are resampled."""
-        first = 1 if self.data_format == "channels_last" else 2
-        return tuple(range(first, first + self.rank))
-
-    def sizes_in(self, shape: Sequence) -> tuple:
-        """Returns the sizes of these axes in a shape."""
-        return tuple(shape[axis] for axis in self.spatial_axes)
-
-    @property
-    def _matrix_dtype(self) -> str:
-        """Matrices are built in float32 at least, whatever they multiply."""
-        return "float64" if self.compute_dtype == "float64" else "float32"
+        return {**super().get_config(), "norm": self.norm}
 
 
-class BaseSpectralPooling(BaseSpectralLayer):
-    """What the pooling layers share: strides, shapes, the product.
+class BaseSpectralPooling(Strided, BaseSpectralLayer):
+    """What the spectral pooling layers share: masks, and the product.
 
-    A subclass gives `bands(inputs)`, the mask in force along each axis, and
-    `_static_sizes(sizes)`, what is known of the output sizes in advance.
+    A subclass gives `bands(inputs)`, the mask in force along each axis.
     """
 
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
     commutes_with_pointwise = True
-
-    def __init__(
-        self,
-        strides: float | Sequence[float],
-        norm: str,
-        data_format: str | None,
-        **kwargs: Any,
-    ):
-        super().__init__(norm, data_format, **kwargs)
-        self.strides = arguments.strides("strides", strides, self.rank)
+    # What makes the matrices of the masks: the transform.
+    factors = staticmethod(factors)
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""
         inputs = ops.cast(inputs, self.compute_dtype)
-        return resample(inputs, self.bands(inputs), self.norm, self.data_format)
+        bands = self.bands(inputs)
+        return resample(
+            inputs, bands, self.norm, self.data_format, self.factors
+        )
 
     def bands(self, inputs: Any) -> tuple[Band, ...]:
         """Returns what each axis keeps of the spectrum of `inputs`."""
         raise NotImplementedError
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the output shape, `None` where a stride decides it."""
-        shape = list(input_shape)
-        sizes = self._static_sizes(self.sizes_in(shape))
-        for axis, size in zip(self.spatial_axes, sizes, strict=True):
-            shape[axis] = size
-        return tuple(shape)
-
-    def get_config(self) -> dict:
-        """Returns the arguments."""
-        return {**super().get_config(), "strides": self.strides}
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads the strides.
-
-        Args:
-            store: mapping of names to arrays.
-
-        Raises:
-            ValueError: if sizes come from the argument `strides` and the loaded
-                strides differ from it.
-        """
-        super().load_own_variables(store)
-        if not self._strides_are_constant:
-            return
-        loaded = ops.convert_to_numpy(self.stride_weights)
-        if not all(
-            math.isclose(a, b, rel_tol=1e-5)
-            for a, b in zip(loaded, self.strides, strict=False)
-        ):
-            raise ValueError(
-                f"{self.name} was built with strides={self.strides}, but the "
-                f"weights were saved with strides={tuple(loaded.tolist())}. "
-                "Build the layer with those strides."
-            )
-
-    @property
-    def _strides_are_constant(self) -> bool:
-        return True
+    def macs(self, input_shape: Sequence[int]) -> int:
+        """Counts the multiply-accumulates of a call; see `PoolingLayer`."""
+        bands = self.bands(keras.KerasTensor(input_shape))
+        return resample_macs(input_shape, bands, self.data_format, self.factors)
 
 
-class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
-    """Downsampling with learned strides, in any number of dimensions."""
+class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
+    """Downsampling with a learned mask, in any number of dimensions."""
+
+    # The kind of mask, and with `factors` the transform.
+    mask_cls = LowPass
 
     def __init__(
         self,
@@ -200,13 +103,16 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
         final_smoothness_factor: float | None = None,
         **kwargs: Any,
     ):
-        frozen = arguments.boolean("frozen", frozen)
-        trainable = arguments.boolean("trainable", trainable)
         super().__init__(
-            strides,
-            norm,
-            data_format,
-            trainable=trainable and not frozen,
+            strides=strides,
+            norm=norm,
+            data_format=data_format,
+            trainable=trainable,
+            shared_stride=shared_stride,
+            lower_limit_stride=lower_limit_stride,
+            upper_limit_stride=upper_limit_stride,
+            stride_lr_multiplier=stride_lr_multiplier,
+            frozen=frozen,
             **kwargs,
         )
         self.smoothness_factor = arguments.number(
@@ -223,43 +129,20 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
                 of=" (`smoothness_factor`), or None",
             )
         self.cropping = arguments.boolean("cropping", cropping)
-        self.shared_stride = arguments.boolean("shared_stride", shared_stride)
-        if self.shared_stride and len(set(self.strides)) != 1:
-            expected = "equal for all axes when `shared_stride=True`"
-            raise arguments.refusal("strides", expected, strides)
-        self.lower_limit_stride, self.upper_limit_stride = arguments.limits(
-            "lower_limit_stride",
-            lower_limit_stride,
-            "upper_limit_stride",
-            upper_limit_stride,
-        )
         self.ramp = arguments.choice("ramp", ramp, RAMPS)
-        self.stride_lr_multiplier = arguments.number(
-            "stride_lr_multiplier", stride_lr_multiplier
-        )
-        self.frozen = frozen
         self.final_smoothness_factor = final_smoothness_factor
         self.current_smoothness = self.smoothness_factor
         self.supports_jit = self.compiles()
 
     def build(self, input_shape: tuple) -> None:
-        """Creates the stride variable, of shape (rank,), or (1,) if shared."""
-        self.stride_weights = self.add_weight(
-            name="strides",
-            shape=self.initial_strides.shape,
-            dtype=self._matrix_dtype,
-            initializer=_initial_value(self.initial_strides),
-            constraint=StrideConstraint(
-                self.lower_limit_stride, self.upper_limit_stride
-            ),
-            autocast=False,
-        )
+        """Creates the stride variable, and one of a smoothness that changes."""
+        super().build(input_shape)
         if self.final_smoothness_factor is not None:
             self.smoothness = self.add_weight(
                 name="smoothness",
                 shape=(),
                 dtype=self._matrix_dtype,
-                initializer=_initial_value(self.smoothness_factor),
+                initializer=initial_value(self.smoothness_factor),
                 trainable=False,
                 autocast=False,
             )
@@ -270,46 +153,35 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             **super().get_config(),
             "smoothness_factor": self.smoothness_factor,
             "cropping": self.cropping,
-            "shared_stride": self.shared_stride,
-            "lower_limit_stride": self.lower_limit_stride,
-            "upper_limit_stride": self.upper_limit_stride,
             "ramp": self.ramp,
-            "stride_lr_multiplier": self.stride_lr_multiplier,
-            "frozen": self.frozen,
             "final_smoothness_factor": self.final_smoothness_factor,
         }
 
-    @property
-    def initial_strides(self) -> np.ndarray:
-        """What the stride variable holds when it is made."""
-        kept = self.strides[:1] if self.shared_stride else self.strides
-        return np.asarray(kept, self._matrix_dtype)
-
     def freeze(self) -> None:
-        """Makes constants of the strides as they are; see `diffstride.freeze`.
-
-        What has been built around this layer, or compiled, does not notice.
-        """
-        strides = ops.convert_to_numpy(self.stride_weights)
-        strides = np.broadcast_to(strides, (self.rank,))
-        self.strides = tuple(strides.tolist())
+        """Makes constants of strides and smoothness as they are."""
+        super().freeze()
         self.smoothness_factor = self.current_smoothness
-        self.frozen = True
-        self.trainable = False
+
+    def frozen_at(self, strides: np.ndarray) -> dict[str, Any]:
+        """Returns the attributes that the layer has if frozen at strides."""
+        smoothness = self._final_low_pass.smoothness
+        return {**super().frozen_at(strides), "current_smoothness": smoothness}
 
     def output_sizes(
         self, sizes: Sequence[int], strides: Any
     ) -> tuple[int, ...]:
-        """Computes the output sizes on the host.
-
-        Args:
-            sizes: input size of each axis.
-            strides: array of the shape of the stride variable.
-
-        Returns:
-            Output size of each axis, if cropped.
-        """
+        """Computes the output sizes on the host, if cropped."""
         return self.low_pass.output_sizes(sizes, strides)
+
+    def final_output_sizes(
+        self, sizes: Sequence[int], strides: Any
+    ) -> tuple[int, ...]:
+        """Computes the output sizes at the final smoothness."""
+        return self._final_low_pass.output_sizes(sizes, strides)
+
+    def used_strides(self, sizes: Sequence[int], strides: Any) -> Any:
+        """Returns the strides in force on maps of some sizes, for each axis."""
+        return self.low_pass.used(sizes, strides)
 
     def set_smoothness(self, smoothness: float) -> None:
         """Sets the width of the ramp, from the one of build on down.
@@ -342,7 +214,7 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
     @property
     def low_pass(self) -> LowPass:
         """The mask, at the smoothness of now."""
-        return LowPass(
+        return self.mask_cls(
             self.current_smoothness,
             self.ramp,
             self.lower_limit_stride,
@@ -351,13 +223,14 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             self.smoothness_factor,
         )
 
-    def scaled_strides(self) -> Any:
-        """Returns the stride variable, its gradient multiplied."""
-        strides = ops.convert_to_tensor(self.stride_weights)
-        if self.stride_lr_multiplier == 1.0:
-            return strides
-        value = ops.stop_gradient(strides)
-        return value + self.stride_lr_multiplier * (strides - value)
+    @property
+    def _final_low_pass(self) -> LowPass:
+        """The mask, at the smoothness that a schedule ends with."""
+        if self.final_smoothness_factor is None:
+            return self.low_pass
+        return dataclasses.replace(
+            self.low_pass, smoothness=self.final_smoothness_factor
+        )
 
     def bands(self, inputs: Any) -> tuple[Band, ...]:
         """Returns the mask along each axis, with the strides' gradient."""
@@ -369,17 +242,6 @@ class BaseDiffStride(LearnedSizes, BaseSpectralPooling):
             smoothness = ops.convert_to_tensor(self.smoothness)
             low_pass = dataclasses.replace(low_pass, smoothness=smoothness)
         return low_pass.bands(sizes, strides, known)
-
-    def _static_sizes(self, sizes: tuple) -> tuple:
-        if not self.cropping:
-            return sizes
-        if not self.frozen or None in sizes:
-            return (None,) * self.rank
-        return self.output_sizes(sizes, self.initial_strides)
-
-    @property
-    def _strides_are_constant(self) -> bool:
-        return self.frozen
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -546,7 +408,9 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
         norm: str = "backward",
         **kwargs: Any,
     ):
-        super().__init__(strides, norm, data_format, **kwargs)
+        super().__init__(
+            strides=strides, norm=norm, data_format=data_format, **kwargs
+        )
         self._crop = HardCrop(self.strides, self._matrix_dtype)
 
     def build(self, input_shape: tuple) -> None:
@@ -555,7 +419,7 @@ class BaseFixedSpectralPooling(BaseSpectralPooling):
             name="strides",
             shape=(self.rank,),
             dtype=self._matrix_dtype,
-            initializer=_initial_value(self.strides),
+            initializer=initial_value(self.strides),
             trainable=False,
             autocast=False,
         )
@@ -668,7 +532,7 @@ class FixedSpectralPooling3D(BaseFixedSpectralPooling):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class SpatialPooling(keras.layers.AveragePooling2D):
+class SpatialPooling(PoolingLayer, keras.layers.AveragePooling2D):
     """Keras average pooling with the defaults of the authors' release.
 
     Args:
@@ -710,7 +574,3 @@ class SpatialPooling(keras.layers.AveragePooling2D):
             data_format=data_format,
             **kwargs,
         )
-
-
-def _initial_value(values: Sequence[float]) -> Any:
-    return lambda shape, dtype: ops.convert_to_tensor(values, dtype=dtype)

@@ -19,13 +19,8 @@ import numpy as np
 from keras import ops
 
 from diffstride.internals import sublayers
-from diffstride.pooling import (
-    BaseDiffStride,
-    BaseFixedSpectralPooling,
-    SpatialPooling,
-)
-
-_KINDS = (BaseDiffStride, BaseFixedSpectralPooling, SpatialPooling)
+from diffstride.static import add_note_on_sizes
+from diffstride.strided import BaseLearnedPooling, PoolingLayer
 
 # Of the axes, by their number.
 AXES = {
@@ -90,16 +85,12 @@ def profile(model: keras.Model, input_shape: Any = None) -> list[Call]:
         with intercepted(leaves, recorded):
             send(example, model)
     except Exception as error:
-        learned = [
-            f"{call.name} gave {call.output_shape}"
+        outputs = [
+            (call.name, call.output_shape)
             for call in calls
-            if isinstance(call.layer, BaseDiffStride)
+            if isinstance(call.layer, BaseLearnedPooling)
         ]
-        if len(learned) > 1:
-            error.add_note(
-                "Branches that are joined need one shared DiffStride layer. "
-                f"Before this error: {', '.join(learned)}"
-            )
+        add_note_on_sizes(error, outputs)
         raise
     return calls
 
@@ -178,13 +169,15 @@ class PoolingState(NamedTuple):
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the pooling layers of a model that are ours, each once."""
-    return [layer for layer in sublayers(model) if isinstance(layer, _KINDS)]
+    return [
+        layer for layer in sublayers(model) if isinstance(layer, PoolingLayer)
+    ]
 
 
 def learns_strides(model: keras.Model) -> bool:
     """Whether a model has DiffStride layers that are not frozen."""
     return any(
-        isinstance(layer, BaseDiffStride) and not layer.frozen
+        isinstance(layer, BaseLearnedPooling) and not layer.frozen
         for layer in pooling_layers(model)
     )
 
@@ -194,7 +187,7 @@ def pooling_states(calls: Sequence[Call]) -> list[PoolingState]:
     return [_state(call) for call in first_calls(calls)]
 
 
-def first_calls(calls: Sequence[Call], kinds: Any = _KINDS) -> list[Call]:
+def first_calls(calls: Sequence[Call], kinds: Any = PoolingLayer) -> list[Call]:
     """Returns the first call of each layer of these kinds, else of poolings."""
     first: dict[int, Call] = {}
     for call in calls:
@@ -205,12 +198,12 @@ def first_calls(calls: Sequence[Call], kinds: Any = _KINDS) -> list[Call]:
 
 def learned_in_order(
     model: keras.Model, input_shape: Any = None
-) -> list[BaseDiffStride]:
+) -> list[BaseLearnedPooling]:
     """Returns the DiffStride layers that a forward pass reaches, each once.
 
     Those that are frozen are left out. Arguments are those of `profile`.
     """
-    calls = first_calls(profile(model, input_shape), BaseDiffStride)
+    calls = first_calls(profile(model, input_shape), BaseLearnedPooling)
     return [call.layer for call in calls if not call.layer.frozen]
 
 
@@ -241,7 +234,7 @@ def _state(call: Call) -> PoolingState:
         strides=_strides(layer),
         input_size=call.input_shape[axes],
         output_size=call.output_shape[axes],
-        learned=isinstance(layer, BaseDiffStride) and not layer.frozen,
+        learned=isinstance(layer, BaseLearnedPooling) and not layer.frozen,
         kind=type(layer).__name__,
         ramp=getattr(layer, "ramp", None),
         smoothness_factor=getattr(layer, "smoothness_factor", None),

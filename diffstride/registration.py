@@ -16,8 +16,15 @@ from typing import Any
 _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
     *("static", "internals", "optimization", "resizing", "composite"),
+    *("strided", "antialiasing", "cosine", "dynopool", "windows"),
     *("fourier", "waves"),
 }
+
+# Modules that have layers of their own.
+LAYERS = (
+    *("pooling", "resizing", "resnet"),
+    *("antialiasing", "cosine", "dynopool", "windows"),
+)
 
 
 def register_with_keras() -> None:
@@ -30,9 +37,8 @@ def register_with_keras() -> None:
 
 def register() -> None:
     """Registers the layers, which takes keras."""
-    importlib.import_module("diffstride.pooling")
-    importlib.import_module("diffstride.resizing")
-    importlib.import_module("diffstride.resnet")
+    for name in LAYERS:
+        importlib.import_module(f"diffstride.{name}")
 
 
 class _KerasFinder:

@@ -26,7 +26,7 @@ from diffstride import fourier
 from diffstride.fourier import Spectrum
 from diffstride.masks import Band
 from diffstride.numerics import Size, Tensor, ops_for, to_size
-from diffstride.waves import sine_factors, wave_matrix
+from diffstride.waves import cosine_matrix, sine_factors, wave_matrix
 
 NORMS = ("backward", "ortho", "forward")
 # Size of an axis, per asymmetric frequency, from which on the low rank pays.
@@ -37,7 +37,11 @@ WHOLE_SIZE = 256
 
 
 def resample(
-    x: Tensor, bands: Sequence[Band], norm: str, data_format: str
+    x: Tensor,
+    bands: Sequence[Band],
+    norm: str,
+    data_format: str,
+    transform: Callable | None = None,
 ) -> Tensor:
     """Weights and crops the spectrum of every channel.
 
@@ -46,11 +50,15 @@ def resample(
         bands: what each axis keeps; the last axis is the one-sided one.
         norm: scaling of the transforms, one of `NORMS`, as in `numpy.fft`.
         data_format: `"channels_last"` or `"channels_first"`.
+        transform: what makes the matrices; by default `factors`, the DFT.
 
     Returns:
         Tensor of the rank and the dtype of `x`, with the new sizes.
     """
     sizes = spatial_sizes(x, data_format)
+    if transform is not None:
+        made = transform(sizes, bands, norm)
+        return _product(x, made, data_format, _along)
 
     def product(by_fft: bool | None = None) -> Tensor:
         made = factors(sizes, bands, norm, by_fft)
@@ -69,7 +77,10 @@ def resample(
 
 
 def resample_macs(
-    shape: Sequence[int], bands: Sequence[Band], data_format: str
+    shape: Sequence[int],
+    bands: Sequence[Band],
+    data_format: str,
+    transform: Callable | None = None,
 ) -> int:
     """Counts the multiply-accumulates of `resample`, as it goes.
 
@@ -77,6 +88,7 @@ def resample_macs(
         shape: of its input, all of it known.
         bands: as in `resample`.
         data_format: as in `resample`.
+        transform: as in `resample`.
 
     Returns:
         Their number. Making the matrices, once for a batch, is not in it. What
@@ -95,7 +107,8 @@ def resample_macs(
             counts.append(int(operator.shape[0]) * math.prod(x.shape))
         return _along(operator, x, axis)
 
-    made = factors(spatial_sizes(x, data_format), bands)
+    sizes = spatial_sizes(x, data_format)
+    made = (transform or factors)(sizes, bands)
     _product(x, made, data_format, along)
     return sum(counts)
 
@@ -152,6 +165,36 @@ def factors(
     ]
     last = one_sided_factor(sizes[-1], bands[-1], norm, symmetric, long[-1])
     return [*made, last]
+
+
+def two_sided_factors(
+    sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
+) -> list[Factor]:
+    """The matrices of axes that are all two-sided, of one or two of them.
+
+    The output is the real part of what a complex transform would give.
+    """
+    last = two_sided_factor(sizes[-1], bands[-1], norm, dense=True)
+    if len(sizes) == 1:
+        return [last]
+    return [two_sided_factor(sizes[0], bands[0], norm), last]
+
+
+def cosine_factors(
+    sizes: tuple[Size, ...], bands: tuple[Band, ...], norm: str = "backward"
+) -> list[Factor]:
+    """The matrices of the DCT: analysis, mask, and synthesis at the new size.
+
+    The transforms are DCT-II and DCT-III; `bands` hold a weight for each of
+    their coefficients. `norm` scales as it does the DFT: `"ortho"` stands for
+    orthonormal transforms, `"forward"` preserves the mean.
+    """
+    made = []
+    for size, band in zip(sizes, bands, strict=True):
+        weights = band.positive
+        weights = weights * _scale(size, band.output_size, weights.dtype, norm)
+        made.append(Factor(cosine_matrix(size, band.output_size, weights)))
+    return made
 
 
 def two_sided_factor(

@@ -23,6 +23,7 @@ _LAYER = {
 }
 _SUMMARY = {
     **{"test_accuracy": float, "seconds": float, "epochs?": float},
+    **{"validation_accuracy?": float, "images_per_epoch?": float},
     "cost?": _COST,
     "environment?": {"devices?": [str]},
     "pooling?": [_LAYER],

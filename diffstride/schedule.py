@@ -55,7 +55,9 @@ class SmoothnessSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Sets the smoothness of the epoch."""
         epochs = self.epochs or self.params["epochs"]
-        done = min(1.0, epoch / (self.share * epochs))
+        # The last epoch has the final smoothness, if there are two at least.
+        falls = max(1, min(self.share * epochs, epochs - 1))
+        done = min(1.0, epoch / falls)
         for layer in scheduled_layers(self.model):
             first, last = layer.smoothness_factor, layer.final_smoothness_factor
             layer.set_smoothness(first + done * (last - first))
@@ -66,5 +68,7 @@ def scheduled_layers(model: keras.Model) -> list[BaseDiffStride]:
     return [
         layer
         for layer in learned_layers(model)
-        if layer.final_smoothness_factor is not None and not layer.frozen
+        if isinstance(layer, BaseDiffStride)
+        and layer.final_smoothness_factor is not None
+        and not layer.frozen
     ]

@@ -21,26 +21,65 @@ METHODS = {
     ]
     for ramp in RAMPS
 }
+# What others do, and the layer that does it.
+RIVALS = {
+    "average": "AveragePooling",
+    "max": "MaxPooling",
+    "fractional_max": "FractionalMaxPooling2D",
+    "blur": "BlurPool2D",
+    "max_blur": "MaxBlurPool2D",
+    "flc": "FLCPooling",
+    "dynopool": "DynOPool",
+    "dct": "DCTDiffStride",
+}
+METHODS |= {
+    method: [f"{_POOLING} = @pooling.{layer}"]
+    for method, layer in RIVALS.items()
+}
+LEARNED = (*RAMPS, "dynopool", "dct")
 # The short names of settings, and the parameters that each of them sets.
 PARAMETERS = {
     STRIDES: ["resnet.Resnet.strides"],
-    "smoothness": ["pooling.DiffStride.smoothness_factor"],
-    "norm": ["pooling.DiffStride.norm", "pooling.FixedSpectralPooling.norm"],
+    "smoothness": [
+        "pooling.DiffStride.smoothness_factor",
+        "pooling.DCTDiffStride.smoothness_factor",
+    ],
+    "norm": [
+        "pooling.DiffStride.norm",
+        "pooling.FixedSpectralPooling.norm",
+        "pooling.FLCPooling.norm",
+        "pooling.DCTDiffStride.norm",
+    ],
     LAMBDA: ["train.train.stride_cost_weight"],
-    "shared": ["pooling.DiffStride.shared_stride"],
-    "stride_lr": ["pooling.DiffStride.stride_lr_multiplier"],
-    "final_smoothness": ["pooling.DiffStride.final_smoothness_factor"],
+    "shared": [
+        "pooling.DiffStride.shared_stride",
+        "pooling.DynOPool.shared_stride",
+        "pooling.DCTDiffStride.shared_stride",
+    ],
+    "stride_lr": [
+        "pooling.DiffStride.stride_lr_multiplier",
+        "pooling.DynOPool.stride_lr_multiplier",
+        "pooling.DCTDiffStride.stride_lr_multiplier",
+    ],
+    "final_smoothness": [
+        "pooling.DiffStride.final_smoothness_factor",
+        "pooling.DCTDiffStride.final_smoothness_factor",
+    ],
     "placement": ["resnet.Resnet.pooling_placement"],
     "budget": ["train.train.budget"],
+    "harden": ["train.train.harden_to"],
+    "finetune": ["train.train.finetune_epochs"],
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
     "pooling.DiffStride.": RAMPS,
     "pooling.FixedSpectralPooling.": ("spectral",),
-    "train.train.stride_cost_weight": RAMPS,
-    "train.train.budget": RAMPS,
-    "resnet.Resnet.pooling_placement": ("spectral", *RAMPS),
-}
+    "train.train.stride_cost_weight": LEARNED,
+    "train.train.budget": LEARNED,
+    "train.train.harden_to": (*RAMPS, "dct"),
+    "train.train.finetune_epochs": (*RAMPS, "dct"),
+    "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
+} | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
 AXES = ("method", *PARAMETERS, "seed")
 
 
@@ -52,7 +91,9 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
     unreached = tuple(
         beginning
         for beginning, methods in _REACH.items()
-        if method is not None and method not in methods
+        if method not in methods
+        # Where no method is given, those of this package may be meant.
+        and (method is not None or RIVALS.keys() >= set(methods))
     )
     names = PARAMETERS.get(axis, [axis])
     return [name for name in names if not name.startswith(unreached)]

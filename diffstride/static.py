@@ -250,6 +250,18 @@ class Retracer:
         try:
             with _traced_apart(compiled):
                 return compiled.function(*args)
+        except Exception as error:
+            add_note_on_sizes(
+                error,
+                [
+                    (layer.path or layer.name, output)
+                    for layer, sizes in zip(
+                        self.layers, compiled.sizes, strict=True
+                    )
+                    for output in sizes.values()
+                ],
+            )
+            raise
         finally:
             for layer in self.layers:
                 layer.cached = None
@@ -355,6 +367,22 @@ def _sizes(batch: Any) -> tuple:
         (None,) if getattr(shape, "rank", 0) is None else tuple(shape[1:])
         for shape in shapes
     )
+
+
+def add_note_on_sizes(
+    error: Exception, outputs: Sequence[tuple[str, Any]]
+) -> None:
+    """Adds to an error what learned layers gave before it, by their names.
+
+    Keras tells no layer what its output is joined with, so that the error of
+    branches whose sizes have parted is the backend's.
+    """
+    if len(outputs) > 1:
+        sizes = ", ".join(f"{name} gave {output}" for name, output in outputs)
+        error.add_note(
+            "Branches that are joined need one shared DiffStride layer. "
+            f"Before this error: {sizes}"
+        )
 
 
 def learned_layers(layer: keras.Operation) -> list[LearnedSizes]:

@@ -3,6 +3,8 @@
 import pathlib
 import tempfile
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -64,22 +66,37 @@ def copy_weights(source: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     copy.load_own_variables(store)
 
 
-def rebuilt(model: keras.Model) -> keras.Model:
-    """The model made again of its config, with new weights."""
+def rebuilt(
+    layer: keras.layers.Layer,
+    caller: str = "freeze",
+    changes: Mapping[str, Any] | None = None,
+    build: bool = True,
+) -> Any:
+    """A model or layer made again of its config, with new weights.
+
+    Args:
+        layer: the model or layer.
+        caller: the public function that an error speaks of.
+        changes: arguments that are other than in the config.
+        build: whether to build it as it was.
+    """
     try:
         with warnings.catch_warnings():
             # Keras warns of lambdas, which stay in this process here.
             warnings.simplefilter("ignore", UserWarning)
-            config = keras.saving.serialize_keras_object(model)
+            config = keras.saving.serialize_keras_object(layer)
         config.pop("compile_config", None)
-        with keras.saving.custom_object_scope(_unregistered(model)):
+        if not build:
+            config.pop("build_config", None)
+        config["config"].update(changes or {})
+        with keras.saving.custom_object_scope(_unregistered(layer, caller)):
             return keras.saving.deserialize_keras_object(
                 config, safe_mode=False
             )
     except (NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"`freeze` cannot reach the layers of {model.name}: it makes a "
+            f"`{caller}` cannot reach the layers of {layer.name}: it makes a "
             "model again of its config, as `keras.models.load_model` does. "
             "Classes of your own need a `get_config` that returns what their "
             "`__init__` takes, and functions of your own "
@@ -88,7 +105,7 @@ def rebuilt(model: keras.Model) -> keras.Model:
         ) from error
 
 
-def _unregistered(model: keras.Model) -> dict[str, type]:
+def _unregistered(model: keras.layers.Layer, caller: str) -> dict[str, type]:
     """Classes in a model that Keras would not find by their names."""
     classes: dict[str, type] = {}
     for layer in sublayers(model):
@@ -99,7 +116,7 @@ def _unregistered(model: keras.Model) -> dict[str, type]:
             continue
         if classes.setdefault(name, cls) is not cls:
             raise ValueError(
-                f"`freeze` cannot tell two classes named {name} apart: "
+                f"`{caller}` cannot tell two classes named {name} apart: "
                 f"{cls.__module__} and {classes[name].__module__} have one. "
                 "Register them with `keras.saving.register_keras_serializable`."
             )

@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,10 +19,13 @@ from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, human
+from diffstride.hardening import TARGETS, harden
 from diffstride.optimization import exclude_strides_from_weight_decay
 from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.static import static_sizes
+
+_HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 
 
 def train(
@@ -35,6 +39,8 @@ def train(
     stride_cost_weight: float = 0.0,
     budget: float | None = None,
     smoothness_share: float = 0.7,
+    harden_to: str | None = None,
+    finetune_epochs: int = 0,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -65,6 +71,11 @@ def train(
             in the end, as `model_cost` counts them; `None` for no budget.
         smoothness_share: share of the epochs over which the smoothness of
             layers with a `final_smoothness_factor` falls to it.
+        harden_to: `"spectral"`, `"strided"` or `"pooled"`: what `harden` makes
+            of the network in the end, with fixed strides and within the budget.
+            The network that learned them is kept as `learned.keras`.
+        finetune_epochs: how many of the epochs, the last ones, train the
+            hardened network.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
@@ -103,20 +114,45 @@ def train(
         "False with `jit_compile=True`: not all of XLA's operations are",
         deterministic=deterministic,
     )
+    _check(
+        harden_to in (None, *TARGETS),
+        f"None or one of {', '.join(map(repr, TARGETS))}",
+        harden_to=repr(harden_to),
+    )
+    _check(
+        0 <= finetune_epochs < (num_epochs if harden_to else 1),
+        f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
+        finetune_epochs=finetune_epochs,
+    )
+    learning_epochs = num_epochs - finetune_epochs
     _set_up(seed, deterministic)
+    strategy = _strategy(devices)
     with as_config_errors():
         datasets = load_data_fn(seed=seed)
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
-        with _strategy(devices).scope():
+        with strategy.scope():
             model = model_cls(num_output_classes=datasets.num_classes)
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
             _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
-            _compile(model, optimizer_cls, label_smoothing, jit_compile)
+            compiled = partial(
+                _compiled,
+                optimizer_cls=optimizer_cls,
+                label_smoothing=label_smoothing,
+                jit_compile=jit_compile,
+            )
+            compiled(model)
         steering = _steering(
-            model, budget, smoothness_share, datasets.image_shape
+            model,
+            learning_epochs,
+            budget,
+            smoothness_share,
+            harden_to or "spectral",
+            datasets.image_shape,
         )
+        if harden_to:  # What cannot be done is to be known before training.
+            harden(model, harden_to, datasets.image_shape, verbose=False)
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
@@ -124,24 +160,82 @@ def train(
         config_text = config_fn() if config_fn else ""
         for name in ("backup", "tensorboard"):
             files.make_folder(root / name, f"`{name}` of the run")
-        backup = callbacks.Backup(
-            root / "backup", datasets.steps_per_epoch, root / "model.keras"
+        stage = _Stage(
+            root, datasets, config_text, "learned" if harden_to else "model"
         )
-        _check_same_run(root, backup, config_text, differing_fn)
-        first_epoch = backup.restore(model)
+        _check_same_run(root, stage.backup, config_text, differing_fn)
+        first_epoch = stage.backup.restore(model)
         files.replace_text(root / "config.gin", config_text)
         if first_epoch:
             logging.info("Going on after epoch %d in %s", first_epoch, root)
+        if harden_to:
+            _check_not_hardened(root, first_epoch, learning_epochs)
+        epochs = stage.fit(model, first_epoch, learning_epochs, steering)
+        if not harden_to:
+            return stage.finish(model, seed)
 
+        with strategy.scope():
+            plain = harden(model, harden_to, datasets.image_shape, macs=budget)
+            compiled(plain)
+        plain.optimizer.iterations.assign(model.optimizer.iterations)
+        hardened = _hardened(harden_to, model, plain, datasets)
+        stage = _Stage(root, datasets, config_text, "model", _HARDENED)
+        first_epoch = max(epochs, stage.backup.restore(plain))
+        stage.fit(plain, first_epoch, epochs + finetune_epochs)
+        return stage.finish(plain, seed, hardened)
+
+
+class _Stage:
+    """The part of a run that trains one network, and can be resumed.
+
+    Args:
+        root: folder of the run.
+        datasets: what it trains and tests on.
+        config_text: settings in force.
+        saved: name of the model that is saved in the end.
+        prefix: of the name of the backup.
+    """
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        datasets: data.Datasets,
+        config_text: str,
+        saved: str,
+        prefix: str = "",
+    ):
+        self._root = root
+        self._datasets = datasets
+        self._config_text = config_text
+        self._saved = root / f"{saved}.keras"
+        self.backup = callbacks.Backup(
+            root / "backup", datasets.steps_per_epoch, self._saved, prefix
+        )
+
+    def fit(
+        self,
+        model: keras.Model,
+        first_epoch: int,
+        last_epoch: int,
+        steering: Sequence[keras.callbacks.Callback] = (),
+    ) -> int:
+        """Trains from one epoch to another, and saves the model.
+
+        Returns:
+            The number of epochs done.
+        """
+        datasets, root = self._datasets, self._root
         recorder = callbacks.EpochRecorder(
             root / "metrics.jsonl", datasets.image_shape, first_epoch
         )
-        if first_epoch < num_epochs:
+        if first_epoch < last_epoch:
             datasets.reading()(model.fit)(
-                datasets.epochs(first_epoch, num_epochs),
-                validation_data=datasets.test,
+                datasets.epochs(first_epoch, last_epoch),
+                validation_data=datasets.test
+                if datasets.validation is None
+                else datasets.validation,
                 initial_epoch=first_epoch,
-                epochs=num_epochs,
+                epochs=last_epoch,
                 steps_per_epoch=datasets.steps_per_epoch,
                 shuffle=False,  # The data set is shuffled.
                 verbose=1 if sys.stdout.isatty() else 2,
@@ -150,18 +244,74 @@ def train(
                     callbacks.StopOnNonFiniteLoss(),
                     *steering,
                     recorder,
-                    backup,
+                    self.backup,
                     callbacks.TensorBoard(
-                        str(root / "tensorboard"), recorder, config_text
+                        str(root / "tensorboard"), recorder, self._config_text
                     ),
                 ],
             )
         # Replicas have batch statistics of their own. The model that is tested
         # is to be the one that is kept.
-        backup.restore(model)
-        seconds = sum(row.get("seconds", 0) for row in recorder.rows)
-        epochs = max(first_epoch, num_epochs)
-        return _finish(root, model, datasets, seconds, epochs, seed)
+        self._epochs = self.backup.restore(model) or first_epoch
+        files.replace_file(self._saved, model.save)
+        self._rows = recorder.rows
+        return self._epochs
+
+    def finish(
+        self,
+        model: keras.Model,
+        seed: int,
+        hardened: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Tests a model, leaves and prints what there is to say."""
+        calls = profile(model, self._datasets.image_shape)
+        summary = {
+            **_tested(model, self._datasets),
+            "seconds": sum(row.get("seconds", 0) for row in self._rows),
+            "epochs": self._epochs,
+            "images_per_epoch": self._datasets.images_per_epoch,
+            "parameters": model.count_params(),
+            "cost": cost_of_calls(model, calls).totals(),
+            "seed": seed,
+            "environment": environment(),
+            "pooling": [state._asdict() for state in pooling_states(calls)],
+        }
+        if hardened:
+            summary["hardened"] = hardened
+        files.replace_text(
+            self._root / "summary.json", json.dumps(summary, indent=1) + "\n"
+        )
+        print(_format_summary(summary))
+        print(f"\nmodel, summary and metrics of each epoch are in {self._root}")
+        return summary
+
+
+def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, float]:
+    found = {}
+    for name in ("test", "validation"):
+        batches = getattr(datasets, name)
+        if batches is not None:
+            with datasets.reading():
+                of = model.evaluate(batches, verbose=0, return_dict=True)
+            found[f"{name}_accuracy"] = of["accuracy"]
+            found[f"{name}_loss"] = of["loss"]
+    return found
+
+
+def _hardened(
+    to: str, learned: keras.Model, plain: keras.Model, datasets: data.Datasets
+) -> dict[str, Any]:
+    """What is to be said of hardening: the network before, and just after."""
+    calls = profile(learned, datasets.image_shape)
+    return {
+        "to": to,
+        "learned": {
+            **_tested(learned, datasets),
+            "cost": cost_of_calls(learned, calls).totals(),
+            "pooling": [state._asdict() for state in pooling_states(calls)],
+        },
+        "before_finetuning": _tested(plain, datasets),
+    }
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:
@@ -223,27 +373,35 @@ def _add_stride_cost(
 
 def _steering(
     model: keras.Model,
+    epochs: int,
     budget: float | None,
     smoothness_share: float,
+    harden_to: str,
     image_shape: tuple,
 ) -> list[keras.callbacks.Callback]:
     """What changes strides and smoothness beside the optimizer."""
     steering: list[keras.callbacks.Callback] = []
     if scheduled_layers(model):
-        steering.append(SmoothnessSchedule(smoothness_share))
+        steering.append(SmoothnessSchedule(smoothness_share, epochs))
     if budget is not None:
         steering.append(
-            add_compute_budget(model, budget, input_shape=image_shape)
+            add_compute_budget(
+                model,
+                budget,
+                input_shape=image_shape,
+                harden_to=harden_to,
+                epochs=epochs,
+            )
         )
     return steering
 
 
-def _compile(
+def _compiled(
     model: keras.Model,
     optimizer_cls: Callable[[], keras.Optimizer],
     label_smoothing: float,
     jit_compile: bool,
-) -> None:
+) -> keras.Model:
     if jit_compile:
         static_sizes(model)
     optimizer = optimizer_cls()
@@ -257,6 +415,19 @@ def _compile(
         jit_compile=True if jit_compile else "auto",
     )
     optimizer.build(model.trainable_variables)
+    return model
+
+
+def _check_not_hardened(
+    root: pathlib.Path, done: int, learning_epochs: int
+) -> None:
+    """Refuses to learn strides further when a network was made of them."""
+    if done < learning_epochs and any((root / "backup").glob(f"{_HARDENED}*")):
+        raise ConfigError(
+            f"`num_epochs` less `finetune_epochs` must be {done} in {root}, "
+            "where the network was hardened after that many epochs. Received: "
+            f"{learning_epochs}. Raise both, or choose another --workdir"
+        )
 
 
 def _check_same_run(
@@ -293,38 +464,6 @@ def _check_same_run(
         )
 
 
-def _finish(
-    root: pathlib.Path,
-    model: keras.Model,
-    datasets: data.Datasets,
-    seconds: float,
-    epochs: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Keeps a model, tests it, and leaves and prints what there is to say."""
-    files.replace_file(root / "model.keras", model.save)
-    with datasets.reading():
-        test = model.evaluate(datasets.test, verbose=0, return_dict=True)
-    calls = profile(model, datasets.image_shape)
-    summary = {
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "seconds": seconds,
-        "epochs": epochs,
-        "parameters": model.count_params(),
-        "cost": cost_of_calls(model, calls).totals(),
-        "seed": seed,
-        "environment": environment(),
-        "pooling": [state._asdict() for state in pooling_states(calls)],
-    }
-    files.replace_text(
-        root / "summary.json", json.dumps(summary, indent=1) + "\n"
-    )
-    print(_format_summary(summary))
-    print(f"\nmodel, summary and metrics of each epoch are in {root}")
-    return summary
-
-
 def _format_summary(summary: dict[str, Any]) -> str:
     """Lays out the result of a run for the terminal."""
     cost = summary["cost"]
@@ -337,6 +476,14 @@ def _format_summary(summary: dict[str, Any]) -> str:
         f"cost           {human(cost['macs'])} multiply-accumulates and "
         f"{human(cost['activation_bytes'], 'B')} of activations an image",
     ]
+    if hardened := summary.get("hardened"):
+        learned = hardened["learned"]
+        lines.append(
+            f"hardened       {hardened['to']}, from "
+            f"{100 * learned['test_accuracy']:.2f} % as learned, by "
+            f"{100 * hardened['before_finetuning']['test_accuracy']:.2f} % "
+            "before fine-tuning"
+        )
     rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
     for state in summary["pooling"]:
         strides = (state["initial"], state["strides"])

@@ -49,6 +49,18 @@ def sine_factors(
     return left, ops.transpose(right)
 
 
+def cosine_matrix(size: Size, output_size: Size, weights: Tensor) -> Tensor:
+    """Sum of weighted cosines, sampled between the grids' outer edges."""
+    ops = ops_for(weights)
+    # All but the constant wave have twice its energy.
+    twice = ops_for(size).where(ops_for(size).arange(size) > 0, 2.0, 1.0)
+    weights = weights * ops.cast(twice, weights.dtype)
+    synthesis = _half_waves(output_size, size, weights.dtype)
+    analysis = _half_waves(size, size, weights.dtype)
+    synthesis = ops.multiply(synthesis, weights)
+    return ops.matmul(synthesis, ops_for(analysis).transpose(analysis))
+
+
 def _of_input(
     size: Size, frequencies: Size, dtype: Any
 ) -> tuple[Tensor, Tensor]:
@@ -81,8 +93,32 @@ def _sampled(size: Size, k: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
     """Cosines and sines of `2 pi k i / size`, each (size, len(k))."""
     ops = ops_for(size, k)
     i = ops.expand_dims(ops.arange(size), 1)
+    angle = _angle(ops, i * k, size, dtype)
+    return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
+
+
+def _half_waves(size: Size, frequencies: Size, dtype: Any) -> Tensor:
+    """Cosines of `pi k (i + 1/2) / size`, (size, frequencies)."""
+    if isinstance(size, int) and isinstance(frequencies, int):
+        return _half_wave_table(size, frequencies, standardize_dtype(dtype))
+    return _half_wave_samples(size, keras_ops.arange(frequencies), dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _half_wave_table(size: int, frequencies: int, dtype: str) -> np.ndarray:
+    return _half_wave_samples(size, np.arange(frequencies), dtype)
+
+
+def _half_wave_samples(size: Size, k: Tensor, dtype: Any) -> Tensor:
+    ops = ops_for(size, k)
+    i = ops.expand_dims(ops.arange(size), 1)
+    angle = _angle(ops, k * (2 * i + 1), 4 * size, dtype)
+    return ops.cast(ops.cos(angle), dtype)
+
+
+def _angle(ops: Any, numerator: Tensor, turn: Size, dtype: Any) -> Tensor:
+    """`2 pi numerator / turn` of integers, for any whole turns less."""
     # Reduced to one turn in integers: large angles cost float32 its digits.
     exact = dtype if ops is keras_ops else "float64"
-    turn = ops.cast(ops.mod(i * k, size), exact) / ops.cast(size, exact)
-    angle = 2.0 * math.pi * turn
-    return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
+    part = ops.cast(ops.mod(numerator, turn), exact) / ops.cast(turn, exact)
+    return 2.0 * math.pi * part

@@ -9,8 +9,8 @@ from maps import BACKEND, JAX
 from models import small_resnet
 
 import diffstride
-from diffstride import DiffStride1D, add_compute_budget, model_cost
-from diffstride.compute import ComputeModel, project, settle
+from diffstride import DiffStride1D, add_compute_budget, harden, model_cost
+from diffstride.compute import ComputeModel, _Direction, project, settle
 
 on_the_host = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="counted on the host, on each backend alike"
@@ -211,3 +211,73 @@ def test_a_model_without_learned_strides_is_refused():
     frozen = diffstride.freeze(network())
     with pytest.raises(ValueError, match="DiffStride layers"):
         add_compute_budget(frozen, relative=0.5)
+
+
+@on_the_host
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize("to", ["strided", "pooled"])
+def test_what_will_be_hardened_is_counted(placement, to):
+    model = small_resnet(
+        (1, 2, 2), (16, 16, 1), 3, 1, placement, smoothness_factor=0.0
+    )
+    compute = ComputeModel(model, harden_to=to)
+    plain = harden(model, to, verbose=False)
+    assert compute.macs(compute.strides()) == model_cost(plain).macs
+    assert compute.macs(compute.strides()) < model_cost(model).macs
+
+
+@on_the_host
+def test_sizes_are_moved_alone():
+    compute = ComputeModel(network((1.5, 2.1, 1.3)))
+    strides = compute.strides()
+    steps = [np.float32([0.1, 0.2]), np.zeros(2), np.float32([-0.1, 0.0])]
+    moved = compute.with_sizes_moved(strides, steps)
+    for factor, step in zip(
+        np.cumprod(moved, axis=0) / np.cumprod(strides, axis=0),
+        steps,
+        strict=True,
+    ):
+        np.testing.assert_allclose(factor, np.exp(step), rtol=1e-5)
+    # One stride for both axes follows their mean.
+    shared = ComputeModel(network((1.5, 2.1, 1.3), shared_stride=True))
+    moved = shared.with_sizes_moved(shared.strides(), steps)
+    np.testing.assert_allclose(moved[0], [1.5 * np.exp(0.15)], rtol=1e-5)
+
+
+@on_the_host
+def test_own_shares_are_what_a_size_costs():
+    model = small_resnet(
+        (1, 2, 2), (32, 32, 1), 3, 1, "before", smoothness_factor=0.0
+    )
+    compute = ComputeModel(model, harden_to="strided")
+    strides = [np.float32([s, s]) for s in (1, 2, 2)]
+    shares = compute.own_shares(strides)
+    assert sum(shares) == pytest.approx(1, abs=0.02)  # And the dense layer.
+    none, double = np.zeros(2), np.full(2, -np.log(2))
+    larger = compute.with_sizes_moved(strides, [none, double, none])
+    growth = compute.macs(larger) / compute.macs(strides) - 1
+    assert growth == pytest.approx(3 * shares[1], rel=0.3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
+    """Loss: worth * exp(-size). Cost: price * exp(2 * size), of a fixed sum."""
+    worth = np.array([3.0, 1.0, 0.5, 2.0, 1.0, 1.0])
+    price = np.array([1.0, 4.0, 1.0, 1.0, 0.2, 1.0])
+    random = np.random.RandomState(0)
+    sizes, steps_an_epoch, epochs = np.zeros(6), 30, 20  # In logarithms.
+    for step in range(epochs * steps_an_epoch):
+        costs = price * np.exp(2 * sizes)
+        if step % steps_an_epoch == 0:
+            direction = _Direction(costs / costs.sum())
+        gradient = worth * np.exp(-sizes) + noise * random.normal(size=6)
+        after = np.split(np.exp(-scale * 1e-2 * gradient), 6)
+        done = step / (epochs * steps_an_epoch)
+        pace = 6 * done * (1 - done) * 3.0 / (epochs * steps_an_epoch)
+        moved = direction.step([np.ones(1)] * 6, after, pace)
+        sizes -= np.concatenate(moved)
+        sizes -= 0.5 * np.log((price * np.exp(2 * sizes)).sum() / price.sum())
+    ratio = np.log(worth / price) - 3 * sizes
+    assert np.ptp(ratio) < (0.6 if noise else 0.1)
+    assert np.ptp(np.log(worth / price)) > 2.5

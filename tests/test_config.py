@@ -3,7 +3,8 @@ import os
 import gin
 import pytest
 
-from diffstride import config, pooling, resnet
+import diffstride
+from diffstride import config, pooling, resnet, settings
 from diffstride.errors import ConfigError
 
 
@@ -41,6 +42,15 @@ def test_strides_as_text_and_no_pooling():
     )
     assert model.strides == [1, 1, 3, 2, 3]
     assert model.stem_pooling is None
+
+
+def test_rivals_have_names_and_parameters():
+    for method, layer in settings.RIVALS.items():
+        (line,) = settings.METHODS[method]
+        model = built(line)
+        assert type(model.stem_pooling) is getattr(diffstride, layer)
+    model = built(line, "pooling.DCTDiffStride.smoothness_factor = 2.5")
+    assert model.stem_pooling.smoothness_factor == 2.5
 
 
 def test_bindings_of_layers_reach_and_outlast_gin():

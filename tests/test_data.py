@@ -229,6 +229,30 @@ def test_mixup_merges_disjoint_pairs(data_dir):
     assert np.all((y > 0).sum(-1) <= 2)
 
 
+def test_a_validation_split_is_read_as_a_test_split_is(data_dir):
+    splits = {"train_split": "train[:80%]", "validation_split": "train[80%:]"}
+    loaded = load(data_dir, **splits)
+    images, labels = arrays(loaded.validation)
+    assert len(images) == 1437 - 1150
+    assert loaded.images_per_epoch == 1150 // 64 * 64
+    other = load(data_dir, train_split="train[:80%]", test_split="train[80%:]")
+    for found, expected in zip(
+        (images, labels), arrays(other.test), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert len(arrays(loaded.test)[0]) == 360
+    # Nothing of it is trained on, and without it nothing changes.
+    trained = {image.tobytes() for image in arrays(loaded.epoch(0))[0]}
+    assert trained.isdisjoint(image.tobytes() for image in images)
+    assert other.validation is None
+    for found, expected in zip(
+        arrays(loaded.epoch(1)), arrays(other.epoch(1)), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(DataError, match="`validation_split` must be a split"):
+        load(data_dir, validation_split="valid")
+
+
 def test_cifar10_with_mixup_has_195_steps(mocked):
     mocked("cifar10", train=50_000, test=10_000)
     assert data.load_datasets("cifar10", 128).steps_per_epoch == 390

@@ -6,7 +6,14 @@ import pytest
 from keras import layers, ops
 from maps import BACKEND, array
 
-from diffstride import DiffStride, DiffStride1D, check, model_cost, static_sizes
+from diffstride import (
+    DiffStride,
+    DiffStride1D,
+    StrideLogger,
+    check,
+    model_cost,
+    static_sizes,
+)
 from diffstride.resnet import Resnet
 
 # Each new size or function is compiled there; the kinds are the same.
@@ -269,6 +276,30 @@ def test_an_error_of_sizes_that_have_parted_names_the_layers():
         note = " ".join(caught.value.__notes__)  # JAX adds one of its own.
         assert "one shared DiffStride layer" in note
         assert "left gave (1, 12, 12, 1), right gave (1, 10, 10, 1)" in note
+
+
+def test_a_fit_with_the_logger_warns_of_sizes_that_would_part():
+    model = static_sizes(joined(layers.Add()))
+    model.compile("sgd", "mse")
+    x = np.zeros((2, 12, 12, 1), "float32")
+    y = model(x)
+    with pytest.warns(UserWarning, match="these strides moves.* left, right"):
+        model.fit(x, y, verbose=0, callbacks=[StrideLogger()])
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="static sizes do nothing there")
+def test_a_step_whose_sizes_have_parted_names_the_layers():
+    model = static_sizes(joined(layers.Add()))
+    model.compile("sgd", "mse")
+    x = np.zeros((2, 12, 12, 1), "float32")
+    y = np.zeros(model(x).shape)
+    model.fit(x, y, verbose=0)
+    model.get_layer("left").stride_weights.assign([1.2, 1.2])
+    with pytest.raises(Exception) as caught:
+        model.fit(x, y, verbose=0)
+    note = " ".join(caught.value.__notes__)
+    assert "one shared DiffStride layer" in note
+    assert "left gave (12, 12), right gave (10, 10)" in note
 
 
 def test_optimizers_are_looked_at_too():

@@ -20,6 +20,7 @@ from diffstride import (
     harden,
     model_cost,
 )
+from diffstride.hardening import _candidates
 from diffstride.internals import sublayers
 from diffstride.profiling import pooling_states, profile
 from diffstride.resnet import ResidualLayer, Resnet
@@ -79,20 +80,29 @@ def test_a_hard_layer_is_fixed_spectral_pooling():
     )
 
 
+def averaged(strides, **arguments):
+    return SpatialPooling(strides, strides, **arguments)
+
+
 @pytest.mark.parametrize("placement", ["after", "before"])
-def test_strided_is_the_strided_network(placement):
+@pytest.mark.parametrize("to, fixed", [("strided", None), ("pooled", averaged)])
+def test_plain_is_the_network_with_fixed_strides(placement, to, fixed):
     """At integer strides nothing is rounded."""
     arguments = {"num_layers": 2, "pooling_placement": placement}
     pooling = functools.partial(DiffStride, ramp="inner", norm="forward")
     model = Resnet([4, 4, 8], [1, 2, 2], 5, pooling_cls=pooling, **arguments)
-    plain = Resnet([4, 4, 8], [1, 2, 2], 5, **arguments)
+    plain = Resnet([4, 4, 8], [1, 2, 2], 5, pooling_cls=fixed, **arguments)
     for each in (model, plain):
         each.build((None, 28, 28, 1))
     plain.set_weights([w for w in model.get_weights() if w.shape != (2,)])
-    hardened = harden(model, "strided", verbose=False)
+    hardened = harden(model, to, verbose=False)
     np.testing.assert_allclose(output(hardened), output(plain), atol=1e-5)
     assert hardened.count_params() == plain.count_params()
-    assert model_cost(hardened).macs == model_cost(plain).macs
+    least = model_cost(plain).macs
+    if to == "pooled":  # Its shortcut is pooled first.
+        assert model_cost(hardened).macs <= least
+    else:
+        assert model_cost(hardened).macs == least
 
 
 def test_strided_takes_the_strides_closest_to_the_learned_sizes():
@@ -103,8 +113,38 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
 
 
 @not_jax
-def test_strided_trains_and_loads_without_this_package(tmp_path):
-    hardened = harden(network(), "strided", verbose=False)
+def test_integer_strides_stay_within_a_budget():
+    model = network((1.4, 1.6, 2.6), placement="before")
+    costs = []
+    for budget in (None, 400_000, 250_000):
+        hardened = harden(model, "pooled", verbose=False, macs=budget)
+        costs.append(model_cost(hardened).macs)
+        assert budget is None or costs[-1] <= 1.05 * budget
+    assert len({*costs}) > 2
+    with pytest.raises(ValueError, match="`macs` must be what integer strides"):
+        harden(model, "strided", macs=1000)
+
+
+@pytest.mark.parametrize(
+    "size, learned, expected",
+    [
+        (28, 14, {2, 3}),
+        (28, 18, {1, 2}),
+        (28, 30, {1}),
+        (6, 2, {3, 6}),
+        (8, 2, {4, 8}),
+        (10, 3, {4, 5}),
+        (1, 2, {1}),
+    ],
+)
+def test_of_strides_to_one_size_the_smallest(size, learned, expected):
+    assert {*_candidates(size, learned)} == expected
+
+
+@not_jax
+@pytest.mark.parametrize("to", ["strided", "pooled"])
+def test_plain_networks_train_and_load_without_this_package(to, tmp_path):
+    hardened = harden(network(), to, verbose=False)
     assert {
         type(layer).__module__.split(".")[0] for layer in sublayers(hardened)
     } == {"keras"}
@@ -179,10 +219,10 @@ def test_a_graph_gets_average_pooling(rank):
 def test_models_in_models(make):
     model = make()
     images = np.random.RandomState(0).rand(2, *model.input_shape[1:])
-    for to in ("spectral", "strided"):
+    for to in ("spectral", "strided", "pooled"):
         hardened = harden(model, to, verbose=False)
         assert output(hardened, images).shape == output(model, images).shape
-        if to == "strided":
+        if to != "spectral":
             assert not any(
                 type(layer).__module__.startswith("diffstride")
                 for layer in sublayers(hardened)

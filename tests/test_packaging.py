@@ -162,7 +162,9 @@ def test_the_metadata_tell_what_the_wheel_is(wheel):
         for line in text.splitlines()
         if line.startswith("Provides-Extra")
     }
-    assert extras == {"datasets", "jax", "report", "test", "torch"}
+    assert extras == {"datasets", "jax", "report", "search", "test", "torch"}
+    # Without it the tests of searches are skipped.
+    assert 'optuna>=5.0; extra == "test"' in text
     assert "Description-Content-Type: text/markdown" in text
     assert "License-File: LICENSE" in text
 
@@ -182,6 +184,7 @@ def test_the_layers_train_where_there_is_no_tensorflow(
     [
         ("diffstride.sweep", "--help"),
         ("diffstride.report", "--help"),
+        ("diffstride.search", "--help"),
         (
             "diffstride.sweep",
             "--gin_config=digits.gin",

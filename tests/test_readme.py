@@ -63,6 +63,17 @@ def test_the_examples_on_layers_run():
     assert np.array(strides).tolist() == [2.0, 2.0]
 
 
+@pytest.mark.slow
+def test_the_examples_on_conversion_run():
+    names = examples("docs/convert.md")
+    x = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
+    np.testing.assert_allclose(names["same"](x), names["source"](x), atol=1e-5)
+    kinds = [type(layer).__name__ for layer in names["own"].layers]
+    assert kinds[-2:] == ["ReLU", "DiffStride"]
+    begin = [change.strides for change in names["report"].changes]
+    assert begin == [(2, 2)]
+
+
 def test_the_pooling_method_of_contributing_works(tmp_path):
     names = examples("CONTRIBUTING.md")
     model = Resnet(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from made_up_runs import STRIDES, failed, grid, record
 
+import diffstride
 from diffstride.errors import UserError, run_reporting_errors
-from diffstride.report import figures, masks, page
+from diffstride.report import figures, masks, page, style
 from diffstride.report import strides as strides_figures
 from diffstride.report.__main__ import main
 from diffstride.report.study import shown, study
@@ -24,7 +25,7 @@ from diffstride.report.tables import (
     frontier_table,
     repeated_seeds,
 )
-from diffstride.settings import bindings
+from diffstride.settings import METHODS, bindings
 
 FIGURES = (
     "accuracy_cost",
@@ -480,6 +481,13 @@ def test_a_run_started_by_hand(tmp_path, capsys):
         ({"learned": False}, "spectral"),
         ({"learned": False, "kind": "SpatialPooling"}, "average"),
         ({"learned": False, "ramp": "outer"}, "outer, fixed"),
+        ({"learned": False, "kind": "MaxBlurPool2D"}, "max_blur"),
+        ({"learned": True, "kind": "DynOPool"}, "dynopool"),
+        ({"learned": False, "kind": "DynOPool"}, "dynopool, fixed"),
+        (
+            {"learned": True, "ramp": "outer", "kind": "DCTDiffStride"},
+            "dct",
+        ),
     ],
 )
 def test_methods_of_runs_started_by_hand(change, method):
@@ -487,6 +495,60 @@ def test_methods_of_runs_started_by_hand(change, method):
     for layer in each["summary"]["pooling"]:
         layer.update(change)
     assert study([each]).methods == [method]
+
+
+def test_rivals_have_names_and_looks_of_their_own():
+    records = []
+    for method in METHODS:
+        each = record("spectral", seed=len(records), epochs=2)
+        each["settings"]["method"] = method
+        records.append(each)
+    runs = study(records)
+    header = table(accuracy_table(runs))[0]
+    assert len({*header}) == len(METHODS) + 1
+    assert {"DynOPool", "DCT-DiffStride", "FLC pooling", "max"} <= {*header}
+    drawn = figures.accuracy_against_cost(runs)
+    (axes,) = drawn.axes
+    points = [each for each in axes.containers if each.lines]
+    assert len(points) == len(METHODS)
+    colors = style.method_colors(runs.cells["method"])
+    assert len({*colors.values()}) == len(METHODS)
+    legend = {
+        each.get_text(): line.get_linestyle()
+        for each, line in zip(
+            drawn.legends[0].get_texts(),
+            drawn.legends[0].get_lines(),
+            strict=True,
+        )
+    }
+    assert legend["outer"] == "-" and legend["BlurPool"] == "--"
+
+
+@pytest.mark.parametrize("kind", ["DiffStride", "DCTDiffStride"])
+def test_masks_are_those_of_the_layer(kind):
+    layer = {
+        **{"kind": kind, "ramp": "outer", "smoothness_factor": 2.0},
+        **{"initial": [2.0, 2.0], "strides": [2.0, 2.5]},
+        **{"input_size": [12, 10], "shared_stride": False},
+    }
+    mask = masks._mask(layer, "strides")
+    # The ramp, and where it would be one half at 0.5 / stride.
+    below = mask.frequencies < 0.5 / 2.5 - 1e-9
+    assert (mask.weights[below] == 1).all()
+    assert mask.frequencies[-1] == (0.5 if kind == "DiffStride" else 0.45)
+    cls = getattr(diffstride, kind)
+    used = cls((2.0, 2.5), 2.0, data_format="channels_last")
+    sizes = used.output_sizes((12, 10), np.float32([2, 2.5]))
+    kept = np.count_nonzero(mask.weights)
+    assert sizes[1] == (2 * (kept - 1) if kind == "DiffStride" else kept)
+
+
+def test_masks_of_dynopool_do_not_exist():
+    each = record(epochs=2)
+    for layer in each["summary"]["pooling"]:
+        layer.update(kind="DynOPool", ramp=None, smoothness_factor=None)
+    runs = study([each])
+    assert masks.masks(shown(runs).single) == "DynOPool has no masks"
 
 
 def test_without_pooling_layers_the_method_is_strided_or_unknown():

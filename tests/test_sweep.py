@@ -1,5 +1,6 @@
 """Sweeps: the plan, and what becomes of it when things go wrong."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import time
 import gin
 import pytest
 
+import diffstride
 from diffstride import DiffStride, config, settings
 from diffstride.errors import UserError
 from diffstride.runs import read_run, read_runs
@@ -29,8 +31,42 @@ class TestSettings:
     def test_prefixes_that_reach_some_methods_begin_a_parameter(self):
         names = [n for names in settings.PARAMETERS.values() for n in names]
         for beginning, methods in settings._REACH.items():
-            assert any(name.startswith(beginning) for name in names), beginning
+            rival = beginning in [
+                f"pooling.{layer}." for layer in settings.RIVALS.values()
+            ]
+            known = any(name.startswith(beginning) for name in names)
+            assert known or rival, beginning
             assert set(methods) <= set(settings.METHODS)
+
+    def test_rivals_are_layers_that_are_reached_by_what_they_know(self):
+        for method, layer in settings.RIVALS.items():
+            lines = settings.bindings(
+                {
+                    **{"method": method, "strides": "1,2", "smoothness": 1},
+                    **{"norm": "forward", "shared": True, "budget": 9},
+                    **{"placement": "before", "stride_lr": 2, "lambda": 0.1},
+                    "pooling.DiffStride.cropping": False,
+                }
+            )
+            assert lines[0] == f"resnet.Resnet.pooling_cls = @pooling.{layer}"
+            arguments = inspect.signature(getattr(diffstride, layer)).parameters
+            own = [line for line in lines[1:] if line.startswith("pooling.")]
+            for line in own:
+                cls, name = line.partition(" = ")[0].split(".")[1:]
+                assert cls == layer
+                assert name in arguments
+            learned = method in settings.LEARNED
+            assert ("train.train.budget = 9" in lines) == learned
+            assert len(own) == {"flc": 1, "dynopool": 2, "dct": 4}.get(
+                method, 0
+            )
+
+    def test_without_a_method_rivals_are_not_meant(self):
+        assert settings.bindings({"norm": "forward", "smoothness": 1}) == [
+            "pooling.DiffStride.norm = 'forward'",
+            "pooling.FixedSpectralPooling.norm = 'forward'",
+            "pooling.DiffStride.smoothness_factor = 1",
+        ]
 
     def test_ramps_are_those_of_the_layer(self):
         for ramp in settings.RAMPS:
@@ -319,7 +355,7 @@ def trainer(tmp_path, monkeypatch):
         script.write_text(text)
 
     monkeypatch.setattr(runner.Sweep, "command", fake)
-    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     set_behaviour()
     return set_behaviour

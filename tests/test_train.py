@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from diffstride import (
     FixedSpectralPooling,
     callbacks,
     config,
+    counting,
     files,
     main,
     resnet,
@@ -82,8 +84,8 @@ def run_main(
     return done.returncode, done.stdout, done.stderr
 
 
-def weights(workdir):
-    model = keras.models.load_model(pathlib.Path(workdir) / "model.keras")
+def weights(workdir, name="model"):
+    model = keras.models.load_model(pathlib.Path(workdir) / f"{name}.keras")
     optimizer = model.optimizer.variables
     return {v.path: np.asarray(v) for v in [*model.variables, *optimizer]}
 
@@ -174,6 +176,61 @@ def test_tensorboard_files_read_back(finished):
     assert found["epoch_stride/block_2/layer_1/pooling/width"][0] == 2.0
     validation = charts(workdir / "tensorboard" / "validation")
     assert set(validation) == {"epoch_accuracy", "epoch_loss"}
+
+
+def test_validation_images_are_not_those_of_the_test(
+    main_here, data_dir, tmp_path
+):
+    """And what is counted without training is what the run needs."""
+    workdir = tmp_path / "run"
+    bindings = [
+        *TINY,
+        "train.num_epochs = 1",
+        "resnet.Resnet.pooling_cls = None",
+        "data.load_datasets.validation_split = 'train[640:]'",
+    ]
+    status, _, err = main_here(workdir, data_dir, *bindings)
+    assert status == 0, err
+    summary = json.loads((workdir / "summary.json").read_text())
+    model = keras.models.load_model(workdir / "model.keras")
+    (row,) = rows(workdir)
+    for split, name, again in (
+        ("train[640:]", "validation", row["val_accuracy"]),
+        ("test", "test", None),
+    ):
+        images = load_datasets(
+            *("digits", 64),
+            data_dir=data_dir,
+            image_size=12,
+            train_split="train[:640]",
+            test_split=split,
+        ).test
+        found = model.evaluate(images, verbose=0, return_dict=True)
+        expected = pytest.approx(found["accuracy"])
+        assert summary[f"{name}_accuracy"] == expected
+        assert again in (None, expected)
+    assert summary["validation_accuracy"] != summary["test_accuracy"]
+    # Pairs are mixed: ten steps of 128 images in each, half as many come out.
+    assert summary["images_per_epoch"] == 5 * 64
+
+    asked = [[], ["resnet.Resnet.strides = [1, 2]"], ["a.b = 1"], []]
+    answers = io.StringIO()
+    args = counting._arguments(
+        ["--gin_config=digits.gin", f"--data_dir={data_dir}"]
+        + [f"--gin_bindings={binding}" for binding in bindings]
+    )
+    counting.answer(args, map(json.dumps, asked), answers)
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    expected = {
+        "macs": summary["cost"]["macs"],
+        "images": summary["images_per_epoch"],
+        "epochs": 1,
+        "validates": True,
+    }
+    assert found[0] == found[3] == expected
+    assert "`filters` and `strides` must" in found[1]["error"]
+    assert "configurable" not in found[1]["error"]
+    assert "a.b" in found[2]["error"]
 
 
 def test_summary_on_the_terminal(finished):
@@ -345,13 +402,15 @@ def test_a_damaged_run_is_summed_up_again(
         path.write_bytes(whole)
 
 
-def test_a_budget_and_a_schedule_end_alike_when_interrupted(
+def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
     bindings = [
         *TINY,
-        "train.num_epochs = 4",
+        "train.num_epochs = 5",
         "train.budget = 40000",
+        "train.harden_to = 'strided'",
+        "train.finetune_epochs = 2",
         "pooling.DiffStride.final_smoothness_factor = 0.0",
         "resnet.Resnet.pooling_placement = 'before'",
     ]
@@ -359,27 +418,59 @@ def test_a_budget_and_a_schedule_end_alike_when_interrupted(
 
     def keep_and_stop(backup, epoch, logs=None):
         keep(backup, epoch, logs)
-        if epoch == 1:
+        if epoch in (1, 3):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(callbacks.Backup, "on_epoch_end", keep_and_stop)
-        status, _, err = main_here(tmp_path / "again", data_dir, *bindings)
-        assert status == 130 and "goes on after epoch 2" in err
+        for epoch in (2, 4):
+            status, _, err = main_here(tmp_path / "again", data_dir, *bindings)
+            assert (status, f"after epoch {epoch}" in err) == (130, True), err
     for name in ("again", "whole"):
-        status, _, err = main_here(tmp_path / name, data_dir, *bindings)
+        status, out, err = main_here(tmp_path / name, data_dir, *bindings)
         assert status == 0, err
-    whole = weights(tmp_path / "whole")
-    for path, value in weights(tmp_path / "again").items():
-        np.testing.assert_array_equal(value, whole[path])
-    macs = [row["macs"] for row in rows(tmp_path / "whole")]
-    assert macs[0] > 60_000 and abs(macs[-1] / 40_000 - 1) < 0.05
-    assert float(whole["resnet/pooling/smoothness"]) == 0
-    status, _, err = main_here(
-        tmp_path / "other", data_dir, *TINY, "train.budget = 10"
-    )
-    assert status == 1 and "`macs` must be a budget" in err
-    assert not (tmp_path / "other").exists()
+    for model in ("learned", "model"):
+        whole = weights(tmp_path / "whole", model)
+        for path, value in weights(tmp_path / "again", model).items():
+            np.testing.assert_array_equal(value, whole[path])
+    assert len(rows(tmp_path / "again")) == 5
+    learned = weights(tmp_path / "whole", "learned")
+    assert float(learned["resnet/pooling/smoothness"]) == 0
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["epochs"] == 5 and summary["pooling"] == []
+    assert summary["cost"]["macs"] <= 1.05 * 40_000
+    hardened = summary["hardened"]
+    assert len(hardened["learned"]["pooling"]) == 3
+    after = rows(tmp_path / "whole")[2]["val_accuracy"]
+    assert hardened["learned"]["test_accuracy"] == pytest.approx(after)
+    tuned = rows(tmp_path / "whole")[-1]
+    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 25
+    assert f"strided, from {100 * after:.2f} % as learned" in out
+
+    more = [*bindings, "train.num_epochs = 6"]
+    status, _, err = main_here(tmp_path / "again", data_dir, *more)
+    assert status == 1 and "`finetune_epochs` must be 3 in" in err
+    more = [*more, "train.finetune_epochs = 3"]
+    status, _, err = main_here(tmp_path / "again", data_dir, *more)
+    assert status == 0 and len(rows(tmp_path / "again")) == 6, err
+
+
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        ("train.budget = 10", "`macs` must be a budget"),
+        ("train.harden_to = 'plain'", "`harden_to` must be None or one of"),
+        ("train.finetune_epochs = -1", "`finetune_epochs` must be less than"),
+        ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),
+    ],
+)
+def test_what_a_network_is_led_to(
+    binding, message, data_dir, tmp_path, main_here
+):
+    workdir = tmp_path / "run"
+    status, _, err = main_here(workdir, data_dir, *TINY, binding)
+    assert status == 1 and message in err
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(
@@ -777,6 +868,7 @@ def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
     gin.clear_config()
     bindings = [
         "train.num_epochs = 1",
+        "train.finetune_epochs = 0",
         "train.deterministic = False",
         f"train.workdir = '{tmp_path / 'run'}'",
         "data.load_datasets.batch_size = 8",
@@ -787,7 +879,8 @@ def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
     summary = config.run_training(config_fn=config.operative)
     gin.clear_config()
     assert np.isfinite(summary["test_loss"])
-    assert len(summary["pooling"]) == 4
+    learned = summary.get("hardened", {}).get("learned", summary)
+    assert len(learned["pooling"]) == 4
     (row,) = rows(tmp_path / "run")
     mixup = name in ("cifar10.gin", "cifar100.gin")
     assert row["step"] == (2 if mixup else 4)

@@ -34,6 +34,8 @@ class Datasets:
         steps_per_epoch: number of training batches in an epoch.
         reading: gives a context that turns what is wrong with the data, as
             batches are made of it, into one line.
+        validation: the validation batches, once through; `None` without a
+            validation split.
     """
 
     epoch: Callable[[int], tf.data.Dataset]
@@ -44,6 +46,16 @@ class Datasets:
     reading: Callable[[], contextlib.AbstractContextManager] = (
         contextlib.nullcontext
     )
+    validation: tf.data.Dataset | None = None
+
+    @property
+    def images_per_epoch(self) -> int | None:
+        """Images that an epoch trains on, a mixed pair counted once.
+
+        `None` where batches do not tell their size.
+        """
+        batch_size = self.epoch(0).element_spec[0].shape[0]
+        return batch_size and batch_size * self.steps_per_epoch
 
     def epochs(
         self, first: int = 0, last: int | None = None
@@ -72,6 +84,7 @@ def load_datasets(
     test_split: str | None = None,
     shuffle_buffer: int | None = None,
     seed: int = 0,
+    validation_split: str | None = None,
 ) -> Datasets:
     """Loads an image-classification data set of TFDS by its name.
 
@@ -104,6 +117,9 @@ def load_datasets(
             shuffled together, one such window after the other; by default all
             of them, a full shuffle. To be set where they exceed the memory.
         seed: seed of order, augmentation and Mixup.
+        validation_split: TFDS split to validate on after each epoch, such as
+            `"train[90%:]"`, to be kept out of `train_split`; by default epochs
+            are validated on the test split.
 
     Returns:
         A `Datasets`.
@@ -118,7 +134,11 @@ def load_datasets(
     test_split = test_split or source.default_test_split()
     train = source.examples("train_split", train_split)
     test = source.examples("test_split", test_split)
-    reading = partial(source.reading, train_split, test_split)
+    splits = [train_split, test_split]
+    if validation_split is not None:
+        validation = source.examples("validation_split", validation_split)
+        splits.append(validation_split)
+    reading = partial(source.reading, *splits)
     with reading():
         mean, std = source.normalization(train, mean, std)
     num_examples = int(train.cardinality())
@@ -143,14 +163,19 @@ def load_datasets(
     )
     # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
     image_shape = tuple(epoch(0).element_spec[0].shape[1:])
-    test = test.map(epoch.example, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def once_through(examples: tf.data.Dataset) -> tf.data.Dataset:
+        images = examples.map(epoch.example, tf.data.AUTOTUNE)
+        return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
     return Datasets(
         epoch,
-        test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        once_through(test),
         source.num_classes,
         image_shape,
         num_examples // images_per_batch,
         reading,
+        once_through(validation) if validation_split is not None else None,
     )
 
 

@@ -212,7 +212,7 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     style.log_ticks(grid[0], "x")
     of = "from" if along == STRIDES else axis_label(along)
     entries = [
-        (method_label(method), colors[method], "", "-")
+        (method_label(method), colors[method], "", style.method_line(method))
         for method in present(points["method"])
     ]
     entries += [
@@ -239,18 +239,22 @@ def _points(study: Study, along: str) -> pd.DataFrame:
 def _draw_curve(
     axes: plt.Axes, curve: pd.DataFrame, color: str, markers: pd.Series
 ) -> None:
+    method = curve["method"].iloc[0]
     axes.errorbar(
         *(curve["macs"], curve["accuracy"]),
         xerr=curve["macs_deviation"],
         yerr=curve["accuracy_deviation"],
         color=color,
+        ls=style.method_line(method),
         lw=1.1,
         elinewidth=0.8,
         capsize=2,
     )
     points = zip(curve["macs"], curve["accuracy"], markers, strict=True)
     for point in points:
-        axes.plot(*point, color=color, ms=6.5)
+        axes.plot(
+            *point, color=color, ms=6.5, fillstyle=style.method_fill(method)
+        )
 
 
 def _differ_too_much(parts: list[pd.DataFrame]) -> bool:

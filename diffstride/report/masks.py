@@ -25,6 +25,8 @@ class _Mask(NamedTuple):
 
 def masks(run: Any) -> plt.Figure | str:
     """Masks of one run along the width, at the start and at the end."""
+    if any(layer.get("kind") == "DynOPool" for layer in run.learned):
+        return "DynOPool has no masks"
     if not all(map(_is_soft, run.learned)):
         return f"the summary of {run['name']} lacks ramp and smoothness"
     names = short_names(layer["name"] for layer in run.layers)
@@ -112,13 +114,19 @@ def _is_soft(layer: dict[str, Any]) -> bool:
     return None not in (layer.get("ramp"), layer.get("smoothness_factor"))
 
 
+def _is_cosine(layer: dict[str, Any]) -> bool:
+    return layer.get("kind") == "DCTDiffStride"
+
+
 def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
     """The filter of a layer, and what its stride variable held."""
-    from diffstride.masks import LowPass  # Imports keras, which takes seconds.
+    # Imports keras, which takes seconds.
+    from diffstride.masks import CosineLowPass, LowPass
 
+    mask_cls = CosineLowPass if _is_cosine(layer) else LowPass
     values = np.asarray(layer[strides], "float32")
     values = values[:1] if layer.get("shared_stride") else values
-    return LowPass(layer["smoothness_factor"], layer["ramp"]), values
+    return mask_cls(layer["smoothness_factor"], layer["ramp"]), values
 
 
 def _mask(
@@ -129,6 +137,8 @@ def _mask(
     low_pass, values = _low_pass(layer, strides)
     used = low_pass.used(sizes, values)
     band = low_pass.bands(sizes, values)[-1]
-    frequencies = np.arange(sizes[-1] // 2 + 1) / sizes[-1]
     weights = np.asarray(band.negative)
+    # A coefficient of the DCT is half a cycle over the map.
+    period = sizes[-1] * (2 if _is_cosine(layer) else 1)
+    frequencies = np.arange(len(weights)) / period
     return _Mask(frequencies, weights, float(values[-1]), float(used[-1]))

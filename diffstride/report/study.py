@@ -13,9 +13,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from diffstride.errors import UserError
-from diffstride.settings import METHODS, STRIDES, bindings
+from diffstride.settings import LEARNED, METHODS, RIVALS, STRIDES, bindings
 
 MISSING = "-"
+# Of methods that have a name of their own.
+_LABELS = {
+    "fractional_max": "fractional max",
+    "blur": "BlurPool",
+    "max_blur": "MaxBlurPool",
+    "flc": "FLC pooling",
+    "dynopool": "DynOPool",
+    "dct": "DCT-DiffStride",
+}
 _NUMBERS = (
     *("accuracy", "macs", "memory", "stride_cost"),
     *("initial_factor", "factor"),
@@ -102,7 +111,7 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
 
 def method_label(method: str) -> str:
     """How a method is called in tables and figures."""
-    return method.replace("_", "-")
+    return _LABELS.get(method, method.replace("_", "-"))
 
 
 def axis_label(axis: str) -> str:
@@ -307,6 +316,12 @@ def _method(record: dict[str, Any]) -> str:
     layers = record["summary"].get("pooling")
     if not layers:
         return "run" if layers is None else "strided"
+    kinds = {layer.get("kind") for layer in layers}
+    for method, kind in RIVALS.items():
+        if kinds == {kind}:
+            learns = any(layer["learned"] for layer in layers)
+            fixed = method in LEARNED and not learns
+            return f"{method}, fixed" if fixed else method
     for layer in layers:
         if layer["learned"]:
             return layer.get("ramp") or "learned"

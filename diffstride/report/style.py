@@ -14,11 +14,16 @@ import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
-from diffstride.settings import METHODS  # noqa: E402
+from diffstride.settings import METHODS, RIVALS  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#000000", "#009E73", "#D55E00", "#0072B2", "#56B4E9")
-_METHODS = dict(zip(METHODS, _COLORS, strict=True))
+# Rivals have dashed lines and hollow markers besides.
+_RIVALS = (
+    *("#882255", "#332288", "#AA4499", "#117733"),
+    *("#999933", "#B8860B", "#CC6677", "#44AA99"),
+)
+_METHODS = dict(zip(METHODS, _COLORS + _RIVALS, strict=True))
 _OTHERS = ("#CC79A7", "#E69F00", "#999999")
 SERIES = (
     ("#0072B2", "o"),
@@ -62,6 +67,16 @@ def method_colors(methods: pd.Series) -> dict[str, str]:
     """Colours of all methods of a report; ours have the same in each."""
     others = methods.cat.categories.difference(_METHODS, sort=False)
     return dict(zip(others, itertools.cycle(_OTHERS), strict=False)) | _METHODS
+
+
+def method_line(method: str) -> str:
+    """The line style of a method."""
+    return "--" if method in RIVALS else "-"
+
+
+def method_fill(method: str) -> str:
+    """The fill style of a method's markers."""
+    return "none" if method in RIVALS else "full"
 
 
 def panels(

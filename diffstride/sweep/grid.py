@@ -50,10 +50,13 @@ class Run(NamedTuple):
     bindings: list[str]
 
 
-def load(texts: Sequence[str]) -> Grid:
-    """Reads one TOML file, or axes such as `"seed=0|1"` of one product."""
+def load(texts: Sequence[str], unchecked: Sequence[str] = ()) -> Grid:
+    """Reads one TOML file, or axes such as `"seed=0|1"` of one product.
+
+    Values of axes that are `unchecked` are the caller's to check.
+    """
     if len(texts) == 1 and texts[0].endswith(".toml"):
-        return _load_file(pathlib.Path(texts[0]))
+        return _load_file(pathlib.Path(texts[0]), unchecked)
     product = {}
     for text in texts:
         axis, equals, values = text.partition("=")
@@ -64,7 +67,7 @@ def load(texts: Sequence[str]) -> Grid:
                 f"each given once. Received: --grid={text}"
             )
         product[axis] = [_number(value.strip()) for value in values.split("|")]
-    return Grid([_checked(product)])
+    return Grid([_checked(product, unchecked)])
 
 
 def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
@@ -95,7 +98,7 @@ def plan(products: Iterable[dict[str, list[Value]]]) -> list[Run]:
     return list(runs.values())
 
 
-def _load_file(path: pathlib.Path) -> Grid:
+def _load_file(path: pathlib.Path, unchecked: Sequence[str]) -> Grid:
     try:
         content = tomllib.loads(path.expanduser().read_text())
     except (OSError, ValueError) as error:  # Of TOML, or not UTF-8.
@@ -115,7 +118,7 @@ def _load_file(path: pathlib.Path) -> Grid:
             "and tables [[grid]] of lists, and nothing else"
             + (f". Received: {', '.join(content)}" if content else "")
         )
-    products = [_checked(table) for table in tables]
+    products = [_checked(table, unchecked) for table in tables]
     return Grid(products, gin_config, bindings)
 
 
@@ -123,7 +126,9 @@ def _all_of(items: Any, kind: type) -> bool:
     return isinstance(items, list) and all(isinstance(i, kind) for i in items)
 
 
-def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
+def _checked(
+    product: dict[str, Any], unchecked: Sequence[str]
+) -> dict[str, list[Value]]:
     """The product, its values in the form that settings have."""
     checked = {}
     for axis, values in product.items():
@@ -137,7 +142,7 @@ def _checked(product: dict[str, Any]) -> dict[str, list[Value]]:
             raise UserError(f"The axis {axis} needs a list of values")
         checked[axis] = [_value(axis, value) for value in values]
         for value, given in zip(checked[axis], values, strict=True):
-            if not _is_good(axis, value):
+            if axis not in unchecked and not _is_good(axis, value):
                 expected = _EXPECTED.get(axis, "finite, or a text")
                 raise UserError(
                     f"`{axis}` must be {expected}. Received: {given!r}"

@@ -16,6 +16,7 @@ from diffstride.errors import UserError
 from diffstride.files import make_folder, try_to_lock
 
 _LOCK_SECONDS = 3.0
+_STOP_SECONDS = 20.0
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl.
 
@@ -56,6 +57,13 @@ class Process:
     def has_ended(self) -> bool:
         """Tells whether it has ended."""
         return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Asks it to end, and ends it if it does not."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        self.kill()
 
     def kill(self) -> None:
         """Ends it at once."""

@@ -24,7 +24,7 @@ from diffstride.runs import read_records, read_run
 from diffstride.sweep.grid import Run
 from diffstride.sweep.processes import Process
 
-_POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1
 _ENDED = ("finished", "failed")
 
 
@@ -51,7 +51,7 @@ class Sweep:
         One that is damaged is made again: `diffstride.main` goes on with what
         is whole, or says what is not.
         """
-        return self._look(run)[0]
+        return self.look(run)[0]
 
     def command(self, run: Run) -> list[str]:
         """Returns the command that makes a run, or goes on with it."""
@@ -60,7 +60,7 @@ class Sweep:
             f"--gin_config={self.gin_config}",
             f"--workdir={self.workdir(run)}",
         ]
-        for binding in self._identity(run)["bindings"]:
+        for binding in self.identity(run)["bindings"]:
             parts.append(f"--gin_bindings={binding}")
         if "seed" in run.settings:
             parts.append(f"--seed={run.settings['seed']}")
@@ -88,21 +88,15 @@ class Sweep:
                 check()
                 while waiting and len(running) < self.jobs:
                     run = waiting.popleft()
-                    running.append((run, self._start(run, lock)))
-                time.sleep(_POLL_SECONDS)
+                    running.append((run, self.start(run, lock)))
+                time.sleep(POLL_SECONDS)
                 for run, process in list(running):
-                    error = without_effect(run, process.output())
-                    if error:
-                        process.kill()  # Rather than train for nothing.
-                    elif not process.has_ended():
+                    ended, error = self.outcome(run, process)
+                    if not ended:
                         continue
                     running.remove((run, process))
-                    error = error or process.error()
-                    if not error and self.state(run) != "finished":
-                        error = "It left no summary.json"
                     if error:
                         failed[run.name] = error
-                        self._record(run, error)
                     self._write_output()
                     left = [each for each, _ in running] + list(waiting)
                     self._tell(run, error, left)
@@ -111,7 +105,35 @@ class Sweep:
                 process.kill()
         return failed
 
-    def _identity(self, run: Run) -> dict[str, Any]:
+    def start(self, run: Run, lock: TextIO) -> Process:
+        """Starts the process that makes a run, or goes on with it."""
+        workdir = make_folder(self.workdir(run), "--workdir")
+        self.record(run)
+        log = workdir / "log.txt"
+        with writing(log):
+            return Process(self.command(run), log, lock, self.jobs)
+
+    def outcome(self, run: Run, process: Process) -> tuple[bool, str | None]:
+        """Tells whether a run has ended, and records why it failed."""
+        error = without_effect(run, process.output())
+        if error:
+            process.kill()  # Rather than train for nothing.
+        elif not process.has_ended():
+            return False, None
+        error = error or process.error()
+        if not error and self.state(run) != "finished":
+            error = "It left no summary.json"
+        if error:
+            self.record(run, error)
+        return True, error
+
+    def record(self, run: Run, error: str | None = None, **more: Any) -> None:
+        """Writes into the workdir of a run what it is."""
+        record = {**self.identity(run), "jobs": self.jobs, "error": error}
+        text = json.dumps({**record, **more}, indent=1) + "\n"
+        replace_text(self.workdir(run) / "run.json", text)
+
+    def identity(self, run: Run) -> dict[str, Any]:
         """What makes a run this one and no other."""
         return {
             "name": run.name,
@@ -120,7 +142,7 @@ class Sweep:
             "bindings": [*self.bindings, *run.bindings],
         }
 
-    def _look(self, run: Run) -> tuple[str, dict[str, Any] | None]:
+    def look(self, run: Run) -> tuple[str, dict[str, Any] | None]:
         """Returns the state of a run, and its record unless it is damaged."""
         workdir = self.workdir(run)
         try:
@@ -129,7 +151,7 @@ class Sweep:
             if (workdir / "config.gin").exists():  # Which is checked there.
                 return "damaged", None
             raise
-        expected = self._identity(run)
+        expected = self.identity(run)
         started = (workdir / "run.json").exists()
         finished = found["summary"] is not None
         if not expected.items() <= found.items() if started else finished:
@@ -143,18 +165,6 @@ class Sweep:
             return "failed", found
         state = "started" if started else "to do"
         return "finished" if finished else state, found
-
-    def _start(self, run: Run, lock: TextIO) -> Process:
-        workdir = make_folder(self.workdir(run), "--workdir")
-        self._record(run, None)
-        log = workdir / "log.txt"
-        with writing(log):
-            return Process(self.command(run), log, lock, self.jobs)
-
-    def _record(self, run: Run, error: str | None) -> None:
-        record = {**self._identity(run), "jobs": self.jobs, "error": error}
-        text = json.dumps(record, indent=1) + "\n"
-        replace_text(self.workdir(run) / "run.json", text)
 
     def _check_output(self) -> None:
         """Refuses to write over what is not in the workdirs."""
@@ -185,7 +195,7 @@ class Sweep:
         """Writes the records of all ended runs, in the order of the plan."""
         if self.output is None:
             return
-        looks = map(self._look, self.runs)
+        looks = map(self.look, self.runs)
         ended = [found for state, found in looks if state in _ENDED]
         make_folder(self.output.parent, "--output")
         replace_lines(self.output, ended)
@@ -207,7 +217,7 @@ class Sweep:
         """What the runs that are left take, by those of the same method."""
         seconds = collections.defaultdict(list)
         for run in self.runs:
-            state, found = self._look(run)
+            state, found = self.look(run)
             if state == "finished":
                 method = run.settings.get("method")
                 seconds[method].append(found["summary"]["seconds"])

@@ -1,0 +1,109 @@
+"""What a search chooses from: ranges of strides, and values of other axes."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride.errors import UserError
+from diffstride.settings import LEARNED, METHODS, STRIDES
+from diffstride.sweep import grid
+
+_RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Candidates: a stride for each stage, and a value of each other axis.
+
+    Attributes:
+        ranges: smallest and largest stride of each stage.
+        axes: values of the other axes; one with a single value does not vary.
+        gin_config: the config that the TOML file names, if one is given.
+        bindings: those of the TOML file.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    axes: dict[str, list[grid.Value]]
+    gin_config: str | None = None
+    bindings: Sequence[str] = ()
+
+    @property
+    def choices(self) -> dict[str, list[grid.Value]]:
+        """What is to be chosen, and from which values."""
+        stages = {
+            f"stage_{number}": list(range(low, high + 1))
+            for number, (low, high) in enumerate(self.ranges, 1)
+        }
+        varied = {axis: v for axis, v in self.axes.items() if len(v) > 1}
+        return {**stages, **varied}
+
+    @property
+    def size(self) -> int:
+        """Number of choices."""
+        return math.prod(map(len, self.choices.values()))
+
+    def run(self, chosen: dict[str, Any]) -> grid.Run:
+        """Returns the run that a choice of each parameter means."""
+        strides = [
+            str(chosen[f"stage_{number}"])
+            for number in range(1, len(self.ranges) + 1)
+        ]
+        settings = {STRIDES: ",".join(strides)} | {
+            axis: chosen.get(axis, values[0])
+            for axis, values in self.axes.items()
+        }
+        (run,) = grid.plan([{axis: [v] for axis, v in settings.items()}])
+        return run
+
+    def runs(self) -> list[grid.Run]:
+        """Lists the runs that all choices mean."""
+        names = list(self.choices)
+        return [
+            self.run(dict(zip(names, values, strict=True)))
+            for values in itertools.product(*self.choices.values())
+        ]
+
+
+def load(texts: Sequence[str]) -> Space:
+    """Reads one TOML file, or axes such as `"strides=1-2,1-3,1-3"`."""
+    try:
+        asked = grid.load(texts, unchecked=[STRIDES])
+    except UserError as error:
+        raise UserError(str(error).replace("--grid", "--space")) from error
+    if len(asked.products) > 1:
+        raise UserError(
+            "The file of a --space must have one table [[grid]]. Received: "
+            f"{len(asked.products)}"
+        )
+    axes = dict(asked.products[0])
+    ranges = _ranges(axes.pop(STRIDES, []))
+    axes.setdefault("method", ["strided"])
+    if wrong := [each for each in axes["method"] if each in LEARNED]:
+        fixed = ", ".join(each for each in METHODS if each not in LEARNED)
+        raise UserError(
+            f"`method` of a search must be one whose strides stay: {fixed}. "
+            f"Received: {wrong[0]}"
+        )
+    if len(axes.get("seed", [])) > 1:
+        raise UserError(
+            "A trial trains once: `seed` must have one value. Received: "
+            f"{'|'.join(map(str, axes['seed']))}"
+        )
+    return Space(ranges, axes, asked.gin_config, asked.bindings)
+
+
+def _ranges(values: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    if len(values) == 1:
+        found = [_RANGE.fullmatch(item) for item in str(values[0]).split(",")]
+        if all(found):
+            pairs = [(int(m[1]), int(m[2] or m[1])) for m in found]
+            if all(1 <= low <= high for low, high in pairs):
+                return tuple(pairs)
+    raise UserError(
+        "--space needs the axis `strides`: a range of whole numbers from 1 for "
+        "each stage, such as 'strides=1-2,1-3,1-3,1-3'. Received: "
+        f"{'|'.join(map(str, values)) or 'none'}"
+    )
