@@ -13,10 +13,10 @@ from keras import ops as keras_ops
 
 from diffstride.numerics import Size, Tensor, ops_for
 
-# Samples of an axis, before or after, from which on FFTs replace its matrix. In
-# one dimension they are faster from about 512 on, in two not everywhere yet;
-# see `scripts/benchmarks/long_signals.py`. With `math.inf` there are none, as
-# formats want that have no FFT.
+# Samples of a signal, before or after, from which on FFTs replace its matrix;
+# axes of planes and volumes wait for twice as many, as there a matrix serves
+# many lines. `scripts/benchmarks/long_signals.py` shows where FFTs are faster.
+# With `math.inf` there are none, as formats want that have no FFT.
 FFT_SIZE: float = 1024
 
 
@@ -34,10 +34,13 @@ class Spectrum(NamedTuple):
     sines: bool = False
 
 
-def is_long(size: Size, output_size: Size) -> bool:
-    """Whether an axis goes by FFT; not, where nothing is known of its size."""
+def is_long(size: Size, output_size: Size, rank: int) -> bool:
+    """Whether an axis goes by FFT, of `rank` axes in all.
+
+    It does not where nothing is known of its size.
+    """
     known = (n for n in (size, output_size) if isinstance(n, int))
-    return max(known, default=0) >= FFT_SIZE
+    return max(known, default=0) >= FFT_SIZE * min(rank, 2)
 
 
 def spectrum_of(

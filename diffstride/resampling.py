@@ -148,12 +148,15 @@ def factors(
 ) -> list[Factor]:
     """The matrices of all axes; the last axis is the one-sided one.
 
-    `by_fft` is for sizes that are not known: whether all axes go by FFT.
+    `by_fft` is for a signal of unknown length: whether it goes by FFT.
     """
-    long = [
-        fourier.is_long(size, band.output_size) if by_fft is None else by_fft
-        for size, band in zip(sizes, bands, strict=True)
-    ]
+    if by_fft is None:
+        long = [
+            fourier.is_long(size, band.output_size, len(sizes))
+            for size, band in zip(sizes, bands, strict=True)
+        ]
+    else:
+        long = [by_fft]
     symmetric = not any(band.asymmetric for band in bands[:-1])
     dense = len(sizes) != 2 or any(long)
     made = [

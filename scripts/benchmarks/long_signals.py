@@ -193,10 +193,11 @@ def _beside_matrix(
 ) -> list[dict]:
     x = _maps(others[0], size, *others[1:])
     classes = (DiffStride1D, FixedSpectralPooling1D)
+    sizes = {"matrix": 10**9, "FFT": size}
     if len(others) == 3:
         classes = (DiffStride, FixedSpectralPooling)
-    # The width of a plane is no long axis.
-    sizes = {"matrix": 10**9, "FFT": size}
+        # Planes wait for twice as many; their width is no long axis.
+        sizes["FFT"] = size // 2
     runs = {
         (cls.__name__, form): LayerCall(_layer(cls, fft_size), x, True)
         for cls in classes
