@@ -27,6 +27,9 @@ from diffstride.surgery import copy_weights, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
 _PLANS = 16  # Of integer strides, how many are followed and tried.
+# What is tried where none is within a budget, as of maps that are still larger
+# than they will be, with a ramp around them.
+_SHRINK = (1.0, 0.7, 0.5, 0.35)
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -152,8 +155,11 @@ def _spectral_plan(calls: Sequence[Call]) -> Plan:
     return plan
 
 
-def _integer_plans(calls: Sequence[Call]) -> list[Plan]:
-    """Integer strides whose sizes are close to the learned ones, best first."""
+def _integer_plans(calls: Sequence[Call], shrink: float = 1.0) -> list[Plan]:
+    """Integer strides whose sizes are close to the learned ones, best first.
+
+    `shrink` is a factor of the sizes that are looked for.
+    """
     plans: list[Plan] = [{}]
     for layer, state in _spectral_poolings(calls):
         longer = []
@@ -162,7 +168,9 @@ def _integer_plans(calls: Sequence[Call]) -> list[Plan]:
             for last in plan.values():
                 scale = np.divide(last.output_size, last.learned.output_size)
             sizes = np.maximum(np.rint(np.array(state.input_size) * scale), 1)
-            choices = map(_candidates, sizes.astype(int), state.output_size)
+            wanted = np.rint(np.array(state.output_size) * shrink)
+            wanted = np.maximum(wanted, 1).astype(int)
+            choices = map(_candidates, sizes.astype(int), wanted)
             for strides in itertools.product(*choices):
                 output = tuple((-(-sizes // strides)).astype(int).tolist())
                 longer.append(
@@ -235,16 +243,19 @@ def _plain_within(
     shape: Any,
 ) -> tuple[Plan, keras.Model]:
     """The plain network closest to the learned sizes and to a budget."""
-    plans = _integer_plans(calls)
     if macs is None:
-        return plans[0], _plain(model, to, plans[0])
+        plan = _integer_plans(calls)[0]
+        return plan, _plain(model, to, plan)
     found = []
-    for plan in plans:
-        hardened = _plain(model, to, plan)
-        ratio = model_cost(hardened, shape).macs / macs
-        # Of all axes the mean, of all of them together the budget.
-        score = _distance(plan) + abs(math.log(ratio)) / len(plan)
-        found.append((ratio > 1.05, score, ratio, plan, hardened))
+    for shrink in _SHRINK:
+        for plan in _integer_plans(calls, shrink):
+            hardened = _plain(model, to, plan)
+            ratio = model_cost(hardened, shape).macs / macs
+            # Of all axes the mean, of all of them together the budget.
+            score = _distance(plan) + abs(math.log(ratio)) / len(plan)
+            found.append((ratio > 1.05, score, ratio, plan, hardened))
+        if not all(exceeds for exceeds, *_ in found):
+            break
     exceeds, _, ratio, plan, hardened = min(found, key=lambda each: each[:2])
     if exceeds:
         least = min(ratio for _, _, ratio, *_ in found)

@@ -17,7 +17,6 @@ from diffstride import arguments
 from diffstride.masks import RAMPS, Band, HardCrop, LowPass
 from diffstride.resampling import (
     NORMS,
-    factors,
     resample,
     resample_macs,
     spatial_sizes,
@@ -59,8 +58,8 @@ class BaseSpectralPooling(Strided, BaseSpectralLayer):
     # Linear and alike in every channel, hence exchangeable with a bias-free
     # 1x1 convolution. ResidualLayer makes use of it.
     commutes_with_pointwise = True
-    # What makes the matrices of the masks: the transform.
-    factors = staticmethod(factors)
+    # What makes the matrices of the masks: the transform, `None` for the DFT.
+    factors = None
 
     def call(self, inputs: Any) -> Any:
         """Returns the resampled maps."""

@@ -77,6 +77,7 @@ def test_every_shipped_config_parses():
         "cifar100.gin",
         "cifar10_augmented.gin",
         "digits.gin",
+        "digits_budget.gin",
         "fashion_mnist.gin",
     ]
     for name in names:

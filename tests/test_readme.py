@@ -81,7 +81,7 @@ def test_the_pooling_method_of_contributing_works(tmp_path):
         [1, 2],
         num_output_classes=2,
         num_layers=1,
-        pooling_cls=names["MaxPooling"],
+        pooling_cls=names["PeakPooling"],
     )
     model.compile("sgd", "mse")
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))

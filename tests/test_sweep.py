@@ -147,7 +147,8 @@ class TestPlan:
     def test_bindings_are_those_that_the_config_knows(self):
         """A parameter that is renamed there is renamed in `settings`, too."""
         runs = plan(
-            "method=strided|spectral|outer|inner|straight_through",
+            "method=strided|spectral|flc|dynopool|outer|inner|straight_through|"
+            "dct",
             "strides=1,1,2,2",
             "smoothness=4|0.5",
             "norm=forward",
@@ -157,11 +158,13 @@ class TestPlan:
             "final_smoothness=0",
             "placement=before",
             "budget=700000",
+            "harden=pooled",
+            "finetune=3",
             "keras.optimizers.SGD.learning_rate=0.1",
             "train.train.devices=['CPU:0']",
             "data.load_datasets.augment_fn=@data.pad_crop_flip",
         )
-        assert len(runs) == 2 + 3 * 2
+        assert len(runs) == 4 + 4 * 2
         names = {b.partition(" = ")[0] for run in runs for b in run.bindings}
         for axis in settings.PARAMETERS:
             assert names.issuperset(settings.PARAMETERS[axis]), axis
@@ -223,7 +226,7 @@ class TestPlan:
         "texts, message",
         [
             (["seeds=0"], "must be one of method, strides, .*Received: seeds"),
-            (["method=max"], "one of strided, .*Received: 'max'"),
+            (["method=most"], "one of strided, .*Received: 'most'"),
             (["seed=0.5"], "`seed` must be a whole number .* Received: 0.5"),
             (["seed=0", "seed=1"], "each given once. Received: --grid=seed=1"),
             (["seed="], "The axis seed needs a list of values"),

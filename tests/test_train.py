@@ -1045,7 +1045,7 @@ for devices, workdir, num_epochs in json.loads(sys.argv[2]):
 def test_jit_compile_makes_sizes_static(compiled):
     model = tiny(10)
     model.build((None, 8, 8, 1))
-    train._compile(model, keras.optimizers.SGD, 0.0, jit_compile=compiled)
+    train._compiled(model, keras.optimizers.SGD, 0.0, jit_compile=compiled)
     assert (model.jit_compile, model.static_sizes) == (compiled, compiled)
 
 
