@@ -12,7 +12,7 @@ from diffstride.registration import register, register_with_keras
 _MODULES = {
     "add_stride_cost": "budget",
     "stride_cost": "budget",
-    "add_compute_budget": "compute",
+    "add_compute_budget": "compute_budget",
     "format_cost": "cost",
     "model_cost": "cost",
     "convert": "conversion",

@@ -94,9 +94,12 @@ class BlurPool2D(Strided, BaseMapLayer):
         if self.kernel_size == 1:
             return 0
         shape = list(input_shape)
-        sizes = self.sizes_in(self.compute_output_shape(shape))
+        before = self._before_blur(self.sizes_in(shape))
+        after = self._static_sizes(self.sizes_in(shape))
+        for axis, size in zip(self.spatial_axes, before, strict=True):
+            shape[axis] = size
         total = 0
-        for axis, size in zip(self.spatial_axes, sizes, strict=True):
+        for axis, size in zip(self.spatial_axes, after, strict=True):
             shape[axis] = size
             total += self.kernel_size * math.prod(shape)
         return total
@@ -104,8 +107,14 @@ class BlurPool2D(Strided, BaseMapLayer):
     def _static_sizes(self, sizes: Sequence) -> tuple:
         return tuple(
             None if size is None else -(-size // stride)
-            for size, stride in zip(sizes, self.strides, strict=True)
+            for size, stride in zip(
+                self._before_blur(sizes), self.strides, strict=True
+            )
         )
+
+    def _before_blur(self, sizes: Sequence) -> tuple:
+        """Sizes of the maps that are blurred."""
+        return tuple(sizes)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -171,7 +180,7 @@ class MaxBlurPool2D(BlurPool2D):
     def call(self, inputs: Any) -> Any:
         """Returns the maxima, blurred and sampled."""
         x = ops.cast(inputs, self.compute_dtype)
-        self._unstrided(spatial_sizes(x, self.data_format))
+        self._before_blur(spatial_sizes(x, self.data_format))
         maxima = ops.max_pool(
             x, self.pool_size, 1, self.padding, self.data_format
         )
@@ -185,18 +194,7 @@ class MaxBlurPool2D(BlurPool2D):
             "padding": self.padding,
         }
 
-    def macs(self, input_shape: Sequence[int]) -> int:
-        """Counts the multiply-accumulates of a call; see `PoolingLayer`."""
-        shape = list(input_shape)
-        sizes = self._unstrided(self.sizes_in(shape))
-        shape[self.spatial_axes[0]], shape[self.spatial_axes[1]] = sizes
-        blur = BlurPool2D(self.strides, self.kernel_size, self.data_format)
-        return blur.macs(shape)
-
-    def _static_sizes(self, sizes: Sequence) -> tuple:
-        return super()._static_sizes(self._unstrided(sizes))
-
-    def _unstrided(self, sizes: Sequence) -> tuple:
+    def _before_blur(self, sizes: Sequence) -> tuple:
         """Sizes of the maxima; those that are not known are not looked at."""
         if self.padding == "same":
             return tuple(sizes)

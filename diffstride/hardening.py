@@ -249,22 +249,21 @@ def _plain_within(
     found = []
     for shrink in _SHRINK:
         for plan in _integer_plans(calls, shrink):
-            hardened = _plain(model, to, plan)
-            ratio = model_cost(hardened, shape).macs / macs
+            ratio = model_cost(_plain(model, to, plan), shape).macs / macs
             # Of all axes the mean, of all of them together the budget.
             score = _distance(plan) + abs(math.log(ratio)) / len(plan)
-            found.append((ratio > 1.05, score, ratio, plan, hardened))
+            found.append((ratio > 1.05, score, ratio, plan))
         if not all(exceeds for exceeds, *_ in found):
             break
-    exceeds, _, ratio, plan, hardened = min(found, key=lambda each: each[:2])
+    exceeds, _, ratio, plan = min(found, key=lambda each: each[:2])
     if exceeds:
-        least = min(ratio for _, _, ratio, *_ in found)
+        least = min(ratio for _, _, ratio, _ in found)
         raise ValueError(
             "`macs` must be what integer strides next to the learned ones can "
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
-    return plan, hardened
+    return plan, _plain(model, to, plan)
 
 
 def _spectral(model: keras.Model, plan: Plan) -> keras.Model:

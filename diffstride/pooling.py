@@ -26,15 +26,13 @@ from diffstride.strided import (
     PACKAGE,
     BaseLearnedPooling,
     BaseMapLayer,
-    PoolingLayer,
     Strided,
+    WindowPooling,
     initial_value,
 )
 from diffstride.strided import (
     StrideConstraint as StrideConstraint,  # Where the release has it.
 )
-
-_PADDINGS = ("same", "valid", "SAME", "VALID")
 
 
 class BaseSpectralLayer(BaseMapLayer):
@@ -531,7 +529,7 @@ class FixedSpectralPooling3D(BaseFixedSpectralPooling):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class SpatialPooling(PoolingLayer, keras.layers.AveragePooling2D):
+class SpatialPooling(WindowPooling, keras.layers.AveragePooling2D):
     """Keras average pooling with the defaults of the authors' release.
 
     Args:
@@ -566,10 +564,4 @@ class SpatialPooling(PoolingLayer, keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
-        super().__init__(
-            pool_size=arguments.integers("pool_size", pool_size),
-            strides=arguments.integers("strides", strides),
-            padding=arguments.choice("padding", padding, _PADDINGS),
-            data_format=data_format,
-            **kwargs,
-        )
+        super().__init__(pool_size, strides, padding, data_format, **kwargs)

@@ -17,6 +17,7 @@ from diffstride import arguments
 from diffstride.static import LearnedSizes
 
 PACKAGE = "diffstride"
+_PADDINGS = ("same", "valid", "SAME", "VALID")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -116,6 +117,26 @@ class PoolingLayer:
             Their number; 0 for sums and maxima alone, which are not counted.
         """
         return 0
+
+
+class WindowPooling(PoolingLayer):
+    """Mixin of a Keras pooling layer, whose arguments it checks."""
+
+    def __init__(
+        self,
+        pool_size: int | Sequence[int],
+        strides: int | Sequence[int],
+        padding: str,
+        data_format: str | None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            pool_size=arguments.integers("pool_size", pool_size),
+            strides=arguments.integers("strides", strides),
+            padding=arguments.choice("padding", padding, _PADDINGS),
+            data_format=data_format,
+            **kwargs,
+        )
 
 
 class Strided(PoolingLayer):

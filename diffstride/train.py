@@ -14,7 +14,7 @@ from absl import logging
 
 from diffstride import callbacks, data, files, resnet
 from diffstride.budget import add_stride_cost
-from diffstride.compute import add_compute_budget
+from diffstride.compute_budget import add_compute_budget
 from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
@@ -97,32 +97,15 @@ def train(
         UserError: if data, settings or workdir do not allow the run.
         NonFiniteLossError: if the loss ceases to be finite.
     """
-    _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
-    _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
-    _check(
-        0 <= label_smoothing < 1,
-        "at least 0 and below 1",
-        label_smoothing=label_smoothing,
-    )
-    _check(
-        0 <= stride_cost_weight < math.inf,
-        "finite and at least 0",
-        stride_cost_weight=stride_cost_weight,
-    )
-    _check(
-        not (jit_compile and deterministic),
-        "False with `jit_compile=True`: not all of XLA's operations are",
-        deterministic=deterministic,
-    )
-    _check(
-        harden_to in (None, *TARGETS),
-        f"None or one of {', '.join(map(repr, TARGETS))}",
-        harden_to=repr(harden_to),
-    )
-    _check(
-        0 <= finetune_epochs < (num_epochs if harden_to else 1),
-        f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
-        finetune_epochs=finetune_epochs,
+    _check_arguments(
+        num_epochs,
+        seed,
+        label_smoothing,
+        stride_cost_weight,
+        harden_to,
+        finetune_epochs,
+        deterministic,
+        jit_compile,
     )
     learning_epochs = num_epochs - finetune_epochs
     _set_up(seed, deterministic)
@@ -312,6 +295,45 @@ def _hardened(
         },
         "before_finetuning": _tested(plain, datasets),
     }
+
+
+def _check_arguments(
+    num_epochs: int,
+    seed: int,
+    label_smoothing: float,
+    stride_cost_weight: float,
+    harden_to: str | None,
+    finetune_epochs: int,
+    deterministic: bool,
+    jit_compile: bool,
+) -> None:
+    _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
+    _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
+    _check(
+        0 <= label_smoothing < 1,
+        "at least 0 and below 1",
+        label_smoothing=label_smoothing,
+    )
+    _check(
+        0 <= stride_cost_weight < math.inf,
+        "finite and at least 0",
+        stride_cost_weight=stride_cost_weight,
+    )
+    _check(
+        not (jit_compile and deterministic),
+        "False with `jit_compile=True`: not all of XLA's operations are",
+        deterministic=deterministic,
+    )
+    _check(
+        harden_to in (None, *TARGETS),
+        f"None or one of {', '.join(map(repr, TARGETS))}",
+        harden_to=repr(harden_to),
+    )
+    _check(
+        0 <= finetune_epochs < (num_epochs if harden_to else 1),
+        f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
+        finetune_epochs=finetune_epochs,
+    )
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:

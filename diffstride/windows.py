@@ -10,13 +10,27 @@ from keras import ops
 from diffstride import arguments
 from diffstride.numerics import Size, Tensor, ops_for
 from diffstride.pooling import SpatialPooling
-from diffstride.strided import PACKAGE, BaseMapLayer, PoolingLayer, Strided
+from diffstride.strided import PACKAGE, BaseMapLayer, Strided, WindowPooling
 
-_PADDINGS = ("same", "valid", "SAME", "VALID")
+
+class _WindowOfStride:
+    """Mixin: where no window is given, it is as large as the stride."""
+
+    def __init__(
+        self,
+        strides: int | Sequence[int] = 2,
+        pool_size: int | Sequence[int] | None = None,
+        padding: str = "same",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        if pool_size is None:
+            pool_size = arguments.integers("strides", strides)
+        super().__init__(pool_size, strides, padding, data_format, **kwargs)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class AveragePooling(SpatialPooling):
+class AveragePooling(_WindowOfStride, SpatialPooling):
     """Keras average pooling over windows of the size of the stride.
 
     That is `SpatialPooling` with another default: its windows are single
@@ -44,18 +58,6 @@ class AveragePooling(SpatialPooling):
     Raises:
         ValueError: if an argument is out of range.
     """
-
-    def __init__(
-        self,
-        strides: int | Sequence[int] = 2,
-        pool_size: int | Sequence[int] | None = None,
-        padding: str = "same",
-        data_format: str | None = None,
-        **kwargs: Any,
-    ):
-        if pool_size is None:
-            pool_size = arguments.integers("strides", strides)
-        super().__init__(pool_size, strides, padding, data_format, **kwargs)
 
     def call(self, inputs: Any) -> Any:
         """Returns the average of each window."""
@@ -86,7 +88,7 @@ class AveragePooling(SpatialPooling):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class MaxPooling(PoolingLayer, keras.layers.MaxPooling2D):
+class MaxPooling(_WindowOfStride, WindowPooling, keras.layers.MaxPooling2D):
     """Keras max pooling over windows of the size of the stride.
 
     Args:
@@ -111,25 +113,6 @@ class MaxPooling(PoolingLayer, keras.layers.MaxPooling2D):
     Raises:
         ValueError: if an argument is out of range.
     """
-
-    def __init__(
-        self,
-        strides: int | Sequence[int] = 2,
-        pool_size: int | Sequence[int] | None = None,
-        padding: str = "same",
-        data_format: str | None = None,
-        **kwargs: Any,
-    ):
-        strides = arguments.integers("strides", strides)
-        if pool_size is None:
-            pool_size = strides
-        super().__init__(
-            pool_size=arguments.integers("pool_size", pool_size),
-            strides=strides,
-            padding=arguments.choice("padding", padding, _PADDINGS),
-            data_format=data_format,
-            **kwargs,
-        )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -10,7 +10,8 @@ from models import small_resnet
 
 import diffstride
 from diffstride import DiffStride1D, add_compute_budget, harden, model_cost
-from diffstride.compute import ComputeModel, _Direction, project, settle
+from diffstride.compute import ComputeModel
+from diffstride.compute_budget import _Direction, project, settle
 
 on_the_host = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="counted on the host, on each backend alike"

@@ -57,11 +57,7 @@ def main(argv: list[str]) -> int:
         return 128 + stop.args[0]
     if compared:
         print(f"\n{outcome.compared(compared, args.images)}")
-    if failed:
-        print(f"{len(failed)} runs failed; the same command tries them again:")
-    for name, error in failed.items():
-        print(f"  {name}: {error} ({sweep.folder / name / 'log.txt'})")
-    return 1 if failed else 0
+    return sweep.tell_failed(failed)
 
 
 def _train(

@@ -42,11 +42,7 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 128 + stop.args[0]
-    if failed:
-        print(f"{len(failed)} runs failed; the same command tries them again:")
-    for name, error in failed.items():
-        print(f"  {name}: {error} ({sweep.folder / name / 'log.txt'})")
-    return 1 if failed else 0
+    return sweep.tell_failed(failed)
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:

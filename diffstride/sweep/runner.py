@@ -45,6 +45,16 @@ class Sweep:
         """Returns the folder of a run."""
         return self.folder / run.name
 
+    def tell_failed(self, failed: dict[str, str]) -> int:
+        """Prints the errors of runs by their names; returns an exit status."""
+        if failed:
+            print(
+                f"{len(failed)} runs failed; the same command tries them again:"
+            )
+        for name, error in failed.items():
+            print(f"  {name}: {error} ({self.folder / name / 'log.txt'})")
+        return 1 if failed else 0
+
     def state(self, run: Run) -> str:
         """Tells how far a run is; refuses a folder that holds another run.
 
