@@ -178,6 +178,22 @@ def _network_sentences():
         f"{through / steps[name]:.2f}" for name in ("spectral", "strided")
     ]
     yield f"straight-through {' and '.join(ratios)}"
+    yield from _before_sentences()
     yield f"in {RESULTS['seconds'] / 60:.0f} minutes"
     for key in ("device", "version", "keras"):
         yield RESULTS["environment"][key]
+
+
+def _before_sentences():
+    rows = {row["contender"]: row for row in RESULTS["network"]}
+    (step, forward), (hard_step, hard_forward) = (
+        [
+            rows[name][f"{key}_ms"]["median"]
+            / rows["strided"][f"{key}_ms"]["median"]
+            for key in ("step", "forward")
+        ]
+        for name in ("inner, before", "outer, hard, before")
+    )
+    yield f"of the inner ramp takes {step:.2f} of the time of strided"
+    yield f"convolutions, and a forward pass {forward:.2f}"
+    yield f"made hard takes {hard_step:.2f} and {hard_forward:.2f}"
