@@ -326,7 +326,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     Args:
         filters: channels of the stem, then of each block.
         strides: strides of the stem, then of each block; numbers or pairs
-            (height, width), or text such as `"1, 1, 2, 2, 2"`. Integers unless
+            (height, width), or text such as `"4x1, 1, 2, 2"`. Integers unless
             `pooling_cls` takes others.
         num_output_classes: number of outputs; `None` for a network that ends
             before average and dense layer and puts out the last maps.
@@ -670,15 +670,21 @@ def _parse_strides(strides: Sequence[Stride] | str) -> list:
     if isinstance(plain, (list, tuple)):
         return [arguments.plain(s) for s in plain]
     try:
-        numbers = [float(s) for s in plain.split(",")]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError
+        return [_parse_stride(stride) for stride in plain.split(",")]
     except (ValueError, AttributeError, TypeError):
         expected = (
-            "numbers separated by commas, such as '1, 1, 2, 2, 2', or a list"
+            "numbers, or pairs such as 4x1, separated by commas, such as "
+            "'1, 1, 2, 2, 2', or a list"
         )
         raise arguments.refusal("strides", expected, strides) from None
-    return [int(s) if s == int(s) else s for s in numbers]
+
+
+def _parse_stride(stride: str) -> Stride:
+    numbers = [float(number) for number in stride.split("x")]
+    if len(numbers) > 2 or not all(map(math.isfinite, numbers)):
+        raise ValueError
+    plain = tuple(int(s) if s == int(s) else s for s in numbers)
+    return plain if len(plain) == 2 else plain[0]
 
 
 def _resolve_id_only(id_only: Any, num_blocks: int) -> list[bool]:

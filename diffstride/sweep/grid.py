@@ -30,7 +30,7 @@ _PARAMETER = re.compile(r"([\w.]+/)*(\w+\.)+\w+")
 _EXPECTED = {
     "method": f"one of {', '.join(METHODS)}",
     "seed": "a whole number from 0 to 2**31 - 1",
-    STRIDES: "positive numbers, such as '1,1,2,2'",
+    STRIDES: "positive numbers or pairs, such as '1,1,2,2' or '4x1,2,2,2'",
 }
 
 
@@ -170,8 +170,9 @@ def _is_good(axis: str, value: Value) -> bool:
         texts = value.split(",")
         if value[:1] in ("[", "("):
             texts = [text.strip("[]() ") for text in texts]
+        numbers = [number for text in texts for number in text.split("x")]
         try:
-            return all(0 < float(text) < math.inf for text in texts)
+            return all(0 < float(number) < math.inf for number in numbers)
         except ValueError:
             return False
     if isinstance(value, str):
