@@ -9,6 +9,7 @@ from typing import Any
 RAMPS = ("outer", "inner", "straight_through")
 STRIDES = "strides"
 LAMBDA = "lambda"
+BUDGET = "budget"
 
 _POOLING = "resnet.Resnet.pooling_cls"
 METHODS = {
@@ -66,7 +67,7 @@ PARAMETERS = {
         "pooling.DCTDiffStride.final_smoothness_factor",
     ],
     "placement": ["resnet.Resnet.pooling_placement"],
-    "budget": ["train.train.budget"],
+    BUDGET: ["train.train.budget"],
     "harden": ["train.train.harden_to"],
     "finetune": ["train.train.finetune_epochs"],
 }

@@ -20,6 +20,7 @@ from diffstride.report.study import shown, study
 from diffstride.report.tables import (
     ablation_table,
     accuracy_table,
+    budget_table,
     cost_table,
     expected_table,
     frontier_table,
@@ -578,6 +579,40 @@ def test_layers_of_other_dimensions_are_drawn(rank, tmp_path):
     page.write(records, tmp_path)
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn >= {"learned_strides", "cutoffs", "masks", "trajectories"}
+
+
+def test_fixed_strides_stand_in_the_budget_that_they_spend():
+    records = [
+        *made([90, 94], strides="1,1,2,2", budget=1_000_000),
+        *made([96], strides="1,1,2,2", budget=2_000_000),
+        *made([91, 93], method="strided", strides="2,2,2,2"),
+        *made([95], method="strided", strides="1,4,2,2"),
+        *made([99], method="strided", strides="1,1,1,1"),
+    ]
+    fixed = [each for each in records if each["settings"]["method"] != "outer"]
+    for each, macs in zip(fixed, (0.9e6, 0.9e6, 1.04e6, 1.3e6), strict=True):
+        each["summary"]["cost"]["macs"] = macs
+    for each, validation in zip(fixed, (0.9, 0.8, 0.8, 0.9), strict=True):
+        each["summary"]["validation_accuracy"] = validation
+    _, *rows = table(budget_table(study(records)))
+    assert [[*row[:3], *row[4:]] for row in rows] == [
+        [
+            *("1", "strided", "2 (3)", "93.50", "92.00 (2,2,2,2)"),
+            *("95.00 (1,4,2,2)", "92.00 (2,2,2,2)"),
+        ],
+        ["1", "outer", "1 (2)", "92.00", *["92.00 (1,1,2,2)"] * 2, "-"],
+        ["2", "outer", "1 (1)", "96.00", *["96.00 (1,1,2,2)"] * 2, "-"],
+    ]
+    assert rows[0][3] == "0.90 to 1.04"
+    assert budget_table(study(made([90]))) is None
+
+
+def test_layers_that_were_hardened_are_those_that_learned():
+    each = record(budget=1_000_000)
+    learned = {"pooling": each["summary"].pop("pooling")}
+    each["summary"] |= {"pooling": [], "hardened": {"learned": learned}}
+    (row,) = study([each]).runs.itertuples()
+    assert row.learned == learned["pooling"] and row.moved
 
 
 def test_runs_are_not_counted_twice():

@@ -175,6 +175,8 @@ def _tables(runs: Study) -> list[str]:
         "depth order (height x width, one number where they agree), means over "
         "seeds.",
     ]
+    if budgets := tables.budget_table(runs):
+        parts += ["## Within a budget", budgets]
     if expected := tables.expected_table(runs):
         parts += ["## Strides that were expected", expected]
     if frontier := tables.frontier_table(runs):

@@ -9,13 +9,14 @@ import pandas as pd
 from diffstride.formatting import markdown
 from diffstride.report.study import (
     MISSING,
+    SPENT,
     Study,
     axis_label,
     grouped,
     method_label,
     pooled_deviation,
 )
-from diffstride.settings import LAMBDA, STRIDES
+from diffstride.settings import BUDGET, LAMBDA, STRIDES
 
 
 def accuracy_table(study: Study) -> str:
@@ -111,6 +112,50 @@ def frontier_table(study: Study) -> str | None:
             ]
         )
     return markdown(header, table)
+
+
+def budget_table(study: Study) -> str | None:
+    """What sets of strides within a budget reach, or `None` without budgets."""
+    if BUDGET not in study.settings:
+        return None
+    others = [axis for axis in study.others(STRIDES) if axis != BUDGET]
+    header = [
+        *("budget, M", *map(axis_label, others), "method", "sets (runs)"),
+        *("MACs, M", "mean accuracy, %", "lowest", "highest"),
+        "best in validation",
+    ]
+    columns = [BUDGET, *others, "method"]
+    within = study.runs[study.runs[BUDGET].notna()]
+    within = within.fillna(dict.fromkeys(others, MISSING))
+    within["order"] = within["method"].map(study.methods.index)
+    table = []
+    for (budget, *values, method), runs in grouped(
+        within.sort_values([BUDGET, "order"], kind="stable"), columns
+    ):
+        sets = runs.groupby(STRIDES)
+        means, validated = sets["accuracy"].mean(), sets["validation"].mean()
+        chosen = [means.idxmin(), means.idxmax()]
+        chosen += [validated.idxmax()] if validated.notna().any() else []
+        cells = [f"{means[strides]:.2f} ({strides})" for strides in chosen]
+        table.append(
+            [
+                f"{budget / 1e6:g}",
+                *map(str, values),
+                method_label(method),
+                f"{len(means)} ({len(runs)})",
+                f"{runs['macs'].min():.2f} to {runs['macs'].max():.2f}",
+                f"{means.mean():.2f}",
+                *(*cells, MISSING)[:3],
+            ]
+        )
+    low, high = SPENT
+    return markdown(header, table) + (
+        "\n\nSets of initial strides, and runs with them; their mean, and the "
+        "sets with the lowest and the highest. The highest of many is "
+        "flattered by the test images that it is found by; the best in "
+        f"validation is not. Fixed strides stand where they cost {low:.0%} to "
+        f"{high:.0%} of a budget."
+    )
 
 
 def ablation_table(study: Study, axis: str) -> str | None:
