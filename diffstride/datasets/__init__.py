@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from diffstride.datasets.digits import Digits as Digits
 from diffstride.datasets.notes import Notes as Notes
+from diffstride.datasets.spectrograms import NotesImages as NotesImages
 from diffstride.errors import DataError
 
 
@@ -20,7 +21,7 @@ def find_builder(
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(), "digits", "notes"]
+        known = [*tfds.list_builders(), "digits", "notes", "notes_images"]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise DataError(
