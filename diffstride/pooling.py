@@ -318,8 +318,8 @@ class DiffStride(BaseDiffStride):
         on with the inner one; odd sizes stay odd. Straight-through gives the
         sizes of `FixedSpectralPooling`. With `keep_parity=False` these are
         `ceil(2 * smoothness_factor + max(size / stride, 2))`, `ceil(max(size /
-        stride, 2))` and `max(size // stride, 2)`. As the strides may change, static
-        shapes show `None` there when cropping, unless frozen.
+        stride, 2))` and `max(size // stride, 2)`. As the strides may change,
+        static shapes show `None` there when cropping, unless frozen.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from diffstride.datasets import notes, patches, prepare, soundfonts
+from diffstride.datasets import (
+    find_builder,
+    notes,
+    patches,
+    prepare,
+    soundfonts,
+)
 from diffstride.errors import DataError
 
 HERE = soundfonts.RENDER_RATE
@@ -204,3 +210,33 @@ def test_real_notes_are_alike_twice_and_have_their_pitch():
             np.testing.assert_array_equal(sound, again)
             steps = 12 * np.log2(frequency(sound, 16_000) / 440) + 69 - pitch
             assert abs(steps / 12 - round(steps / 12)) < 0.05
+
+
+@pytest.mark.parametrize("label", ["pitch", "family"])
+def test_spectrograms_show_the_pitch(label, fake, tmp_path, monkeypatch):
+    builder = find_builder(f"notes_images/{label}", str(tmp_path))
+    with pytest.raises(DataError, match="'notes', which must be built first"):
+        builder.download_and_prepare()
+    for split in notes.SIZES["full"]:
+        monkeypatch.setitem(
+            notes.EXPECTED, ("full", split), notes.EXPECTED["small", split]
+        )
+    monkeypatch.setitem(notes.SIZES, "full", notes.SIZES["small"])
+    prepare.prepare("notes", str(tmp_path), str(tmp_path))
+    builder.download_and_prepare()
+    sounds = tfds.as_numpy(tfds.load("notes", data_dir=tmp_path, split="train"))
+    images = list(tfds.as_numpy(builder.as_dataset("train")))
+    labels = [each["label"] + 36 * (label == "pitch") for each in images]
+    assert sorted(labels) == sorted(each[label] for each in sounds)
+    for image, pitch in zip(images, labels, strict=True):
+        assert image["image"].shape == (48, 64, 1)
+        assert image["image"].dtype == "uint8" and image["image"].max() == 255
+        if label == "pitch":
+            loudest = image["image"][10, :, 0].argmax()
+            hertz = 440 * 2 ** ((pitch - 69) / 12)
+            low, high, here = 2595 * np.log10(
+                1 + np.array([50, 7600, hertz]) / 700
+            )
+            # Centres of 64 triangles, evenly on the mel scale.
+            expected = (here - low) / (high - low) * 65 - 1
+            assert abs(loudest - expected) < 1
