@@ -92,7 +92,7 @@ def densenet(
     first = keras.config.image_data_format() == "channels_first"
     decay = arguments.number("weight_decay", weight_decay)
     parts = Parts(first, decay, keras.config.dtype_policy())
-    inputs = keras.Input(tuple(input_shape))
+    inputs = keras.Input(tuple(input_shape), name="images")
     x = parts.conv(2 * growth_rate, 3, 1, "stem")(inputs)
     for number in range(1, len(strides) + 2):
         for i in range(1, num_layers + 1):
