@@ -175,6 +175,7 @@ class TestPlan:
             "budget=700000",
             "harden=pooled",
             "finetune=3",
+            "network=resnet",
             "keras.optimizers.SGD.learning_rate=0.1",
             "train.train.devices=['CPU:0']",
             "data.load_datasets.augment_fn=@data.pad_crop_flip",
