@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from diffstride.data.augmentation import mixup, mixup_weights
@@ -252,8 +253,14 @@ class _Epoch:
         image, label = self.source.decode(image, label, window_seed)
         if seed is not None and self.augment_fn is not None:
             image = self.augment_fn(image, seed)
-        image = image / 255.0 - tf.constant(self.mean)
-        image = image / tf.constant(self.std)
+        # As large as images, if that is known: to broadcast takes longer.
+        known = image.shape.is_fully_defined()
+        shape = image.shape if known else (len(self.mean),)
+        mean, std = (
+            tf.constant(np.broadcast_to(np.float32(each), shape))
+            for each in (self.mean, self.std)
+        )
+        image = (image / 255.0 - mean) / std
         if self.channels_first:
             image = tf.transpose(image, (2, 0, 1))
         return image, label

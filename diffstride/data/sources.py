@@ -156,7 +156,9 @@ class Source:
             image = decode_window(image, window, feature)
         else:
             image = feature.decode_example(image)
-        image = _as_bytes(image)
+        scales = self.image_size is not None and self.resizing != "pad"
+        if not (scales and image.dtype == tf.uint8):  # Scaling takes those.
+            image = _as_bytes(image)
         if self.image_size is None:
             image = tf.ensure_shape(image, feature.shape)
         elif self.resizing == "pad":
