@@ -22,7 +22,7 @@ import gin
 import keras
 import typeguard
 
-from diffstride import data, resnet, train
+from diffstride import data, networks, resnet, train
 from diffstride.antialiasing import BlurPool2D, FLCPooling, MaxBlurPool2D
 from diffstride.cosine import DCTDiffStride
 from diffstride.dynopool import DynOPool
@@ -80,6 +80,8 @@ for _name in ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"):
 _Resnet = _register(resnet.Resnet, "resnet")
 _register_named(resnet.resnet18)
 _register_named(resnet.resnet56)
+_register(networks.densenet, "networks")
+_register(networks.application, "networks")
 run_training = _register(train.train, "train")
 operative = gin.operative_config_str
 

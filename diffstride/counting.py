@@ -21,6 +21,7 @@ with quiet_libraries(exits=__name__ == "__main__"):
     from diffstride import config, data, resnet
     from diffstride.cost import model_cost
     from diffstride.errors import UserError, as_config_errors
+    from diffstride.networks import make_network
 
 
 def main(argv: list[str]) -> None:
@@ -58,10 +59,11 @@ def answer(args: argparse.Namespace, asked: TextIO, answers: TextIO) -> None:
 
 def _count(training: dict[str, Any], datasets: data.Datasets) -> dict[str, Any]:
     model_cls = training.get("model_cls", resnet.resnet18)
-    model = model_cls(num_output_classes=datasets.num_classes)
-    model.build((None, *datasets.image_shape))
+    shape = datasets.image_shape
+    model = make_network(model_cls, datasets.num_classes, shape)
+    model.build((None, *shape))
     return {
-        "macs": model_cost(model, datasets.image_shape).macs,
+        "macs": model_cost(model, shape).macs,
         "images": datasets.images_per_epoch,
         "epochs": training.get("num_epochs", 1),
         "validates": datasets.validation is not None,

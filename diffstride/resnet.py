@@ -100,9 +100,7 @@ class ResidualLayer(Composite, keras.layers.Layer):
             "pooling_placement", pooling_placement, PLACEMENTS
         )
 
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
         conv_strides = _conv_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
         self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
@@ -343,6 +341,10 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         pooling_placement: where residual layers pool, `"after"` their first
             convolution or `"before"` it; see `ResidualLayer`. The stem pools
             after its convolution.
+        large_stem: whether the stem is that of large images: a 7x7 convolution
+            and a 3x3 max pooling, each with a fixed stride of 2, in front of
+            what `strides` are about. The first of `strides` must be 1 then, as
+            the stem has no pooling layer of `pooling_cls`.
         **kwargs: `name`, `trainable` and `dtype`.
 
     Call arguments:
@@ -385,13 +387,14 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         weight_decay: float = 0.0,
         num_layers: int = 2,
         pooling_placement: str = "after",
+        large_stem: bool = False,
         **kwargs: Any,
     ):
         dtype = kwargs.pop("dtype", None)  # Sequential models take none.
         super().__init__(**kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
-        strides = _parse_strides(strides)
+        strides = parse_strides(strides)
         filters = arguments.plain(filters)
         if not isinstance(filters, (list, tuple)):
             raise arguments.refusal("filters", "a list of integers", filters)
@@ -416,6 +419,12 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
                     f"`strides[{i}]` must be 1: that block consists of identity"
                     f" layers only (`id_only`). Received: strides={strides}"
                 )
+        self.large_stem = arguments.boolean("large_stem", large_stem)
+        if large_stem and set(_pair(strides[0])) != {1}:
+            raise ValueError(
+                "`strides[0]` must be 1 with `large_stem`, whose strides are "
+                f"fixed. Received: strides={strides}"
+            )
         self.filters = filters
         self.strides = strides
         if num_output_classes is not None:
@@ -443,17 +452,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
 
     def _parts(self) -> Iterator[keras.layers.Layer]:
         """The layers from the input to the output."""
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
-        yield parts.conv(
-            self.filters[0],
-            3,
-            _conv_strides(self.strides[0], self.pooling_cls),
-            "stem",
-        )
-        if self.pooling_cls is not None:
-            yield parts.pooling(self.pooling_cls, self.strides[0])
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
+        yield from self._stem_parts(parts)
         for i, identity in enumerate(self.id_only, 1):
             yield ResnetBlock(
                 self.filters[i],
@@ -470,20 +470,24 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         yield parts.batch_norm_relu("bn_head")
         if self.num_output_classes is None:
             return
-        yield keras.layers.GlobalAveragePooling2D(
-            data_format=parts.data_format,
-            dtype=self.dtype_policy,
-            name="average",
-        )
-        yield keras.layers.Dense(
-            self.num_output_classes,
-            activation=self.output_activation,
-            kernel_initializer="he_normal",
-            kernel_regularizer=parts.penalty(),
-            bias_regularizer=parts.penalty(),
-            dtype=self.dtype_policy,
-            name="dense",
-        )
+        yield from parts.head(self.num_output_classes, self.output_activation)
+
+    def _stem_parts(self, parts: "Parts") -> Iterator[keras.layers.Layer]:
+        if self.large_stem:
+            yield parts.conv(self.filters[0], 7, 2, "stem")
+            yield keras.layers.MaxPooling2D(
+                3,
+                2,
+                padding="same",
+                data_format=parts.data_format,
+                dtype=self.dtype_policy,
+                name="stem_max",
+            )
+            return
+        strides = _conv_strides(self.strides[0], self.pooling_cls)
+        yield parts.conv(self.filters[0], 3, strides, "stem")
+        if self.pooling_cls is not None:
+            yield parts.pooling(self.pooling_cls, self.strides[0])
 
     def build(self, input_shape: tuple) -> None:
         """Builds the graph, for batches of any size."""
@@ -501,7 +505,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     @property
     def stem_pooling(self) -> keras.layers.Layer | None:
         """The pooling layer of the stem, if there is one."""
-        return None if self.pooling_cls is None else self.layers[1]
+        none = self.pooling_cls is None or self.large_stem
+        return None if none else self.layers[1]
 
     @property
     def blocks(self) -> list[ResnetBlock]:
@@ -511,8 +516,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     @property
     def pooling_layers(self) -> list[keras.layers.Layer]:
         """The pooling layers, in depth order."""
-        stem = [] if self.pooling_cls is None else [self.stem_pooling]
-        return stem + [
+        stem = self.stem_pooling
+        return ([] if stem is None else [stem]) + [
             each for block in self.blocks for each in block.pooling_layers
         ]
 
@@ -535,6 +540,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
             "pooling_placement": self.pooling_placement,
+            "large_stem": self.large_stem,
             **self.changed_config(),
         }
 
@@ -595,8 +601,8 @@ class BatchNormReLU(keras.layers.BatchNormalization):
         return keras.ops.relu(super().call(inputs, training, mask))
 
 
-class _Parts:
-    """Makes the parts that all layers have in common."""
+class Parts:
+    """Makes the parts that all layers and networks have in common."""
 
     def __init__(self, channels_first: bool, weight_decay: float, dtype: Any):
         self.data_format = (
@@ -607,12 +613,14 @@ class _Parts:
         self.dtype = dtype
 
     def penalty(self) -> keras.regularizers.Regularizer | None:
+        """Returns what weights are penalised by."""
         decay = self.weight_decay
         return keras.regularizers.L2(decay) if decay else None
 
     def conv(
         self, filters: int, kernel_size: Any, strides: Any, name: str
     ) -> keras.layers.Layer:
+        """Returns a convolution without bias."""
         return keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -627,6 +635,7 @@ class _Parts:
         )
 
     def batch_norm_relu(self, name: str) -> keras.layers.Layer:
+        """Returns batch normalisation and ReLU."""
         return BatchNormReLU(
             axis=self.channel_axis,
             momentum=0.9,
@@ -635,12 +644,32 @@ class _Parts:
             name=name,
         )
 
-    def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
+    def head(
+        self, classes: int, activation: Any = None
+    ) -> Iterator[keras.layers.Layer]:
+        """Yields what ends a network: average pooling and a dense layer."""
+        yield keras.layers.GlobalAveragePooling2D(
+            data_format=self.data_format, dtype=self.dtype, name="average"
+        )
+        yield keras.layers.Dense(
+            classes,
+            activation=activation,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self.penalty(),
+            bias_regularizer=self.penalty(),
+            dtype=self.dtype,
+            name="dense",
+        )
+
+    def pooling(
+        self, factory: Callable, strides: Stride, name: str = "pooling"
+    ) -> keras.layers.Layer:
+        """Returns a pooling layer."""
         layer = factory(
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
-            name="pooling",
+            name=name,
         )
         if not isinstance(layer, keras.layers.Layer):
             expected = "a layer class, or a callable that makes layers"
@@ -665,7 +694,8 @@ def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
     return tuple(int(s) for s in pair)
 
 
-def _parse_strides(strides: Sequence[Stride] | str) -> list:
+def parse_strides(strides: Sequence[Stride] | str) -> list:
+    """Returns strides as a list, from a list or from text."""
     plain = arguments.plain(strides)
     if isinstance(plain, (list, tuple)):
         return [arguments.plain(s) for s in plain]

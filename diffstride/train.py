@@ -20,10 +20,11 @@ from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, human
 from diffstride.hardening import TARGETS, harden
+from diffstride.networks import make_network
 from diffstride.optimization import exclude_strides_from_weight_decay
 from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
-from diffstride.static import static_sizes
+from diffstride.static import learned_layers, static_sizes
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 
@@ -56,8 +57,9 @@ def train(
 
     Args:
         load_data_fn: called with `seed`, returns `data.Datasets`.
-        model_cls: called with `num_output_classes`, returns a model that takes
-            images and gives logits.
+        model_cls: called with `num_output_classes`, and with `input_shape` if
+            it has an argument of this name, returns a model that takes images
+            and gives logits.
         optimizer_cls: called without arguments, returns an optimizer. Strides
             are kept out of its weight decay.
         num_epochs: number of epochs to have trained in the end.
@@ -115,7 +117,9 @@ def train(
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
         with strategy.scope():
-            model = model_cls(num_output_classes=datasets.num_classes)
+            model = make_network(
+                model_cls, datasets.num_classes, datasets.image_shape
+            )
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
             _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
@@ -424,7 +428,9 @@ def _compiled(
     label_smoothing: float,
     jit_compile: bool,
 ) -> keras.Model:
-    if jit_compile:
+    # Our ResNets are so on JAX without being told.
+    on_jax = keras.backend.backend() == "jax"
+    if jit_compile or on_jax and learned_layers(model):
         static_sizes(model)
     optimizer = optimizer_cls()
     exclude_strides_from_weight_decay(optimizer, model)

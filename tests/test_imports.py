@@ -31,7 +31,7 @@ LAYERS = (
     "cost logger",
     "hardening",
     "compute conversion",
-    "compute_budget",
+    "compute_budget networks",
     "callbacks",
     "train",
     "config",
@@ -47,7 +47,7 @@ LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "logger cost compute compute_budget hardening formatting "
+    "logger cost compute compute_budget hardening networks formatting "
     "conversion".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from diffstride.data.augmentation import mixup, mixup_weights
+from diffstride.data.folders import PREFIX, own_source
 from diffstride.data.sources import Source
 from diffstride.errors import DataError
 
@@ -85,6 +87,8 @@ def load_datasets(
     shuffle_buffer: int | None = None,
     seed: int = 0,
     validation_split: str | None = None,
+    shuffle_files: bool = False,
+    least_area: float = 0.08,
 ) -> Datasets:
     """Loads an image-classification data set of TFDS by its name.
 
@@ -93,7 +97,10 @@ def load_datasets(
     has half as many steps.
 
     Args:
-        name: a TFDS name such as `"cifar10"`, or `"digits"`.
+        name: a TFDS name such as `"cifar10"`, or `"digits"`, or `"folder:"`
+            and the path of a folder that has a folder of images for each class,
+            or a folder of these for each split, or what Hugging Face `datasets`
+            saved to disk.
         batch_size: number of examples in a batch. Incomplete training batches
             are dropped, incomplete test batches are not.
         augment_fn: `augment_fn(image, seed)` gives the image to train on;
@@ -105,7 +112,9 @@ def load_datasets(
         image_size: size to bring images to, a number or (height, width).
             Needed where images differ in size.
         resizing: `"resize"` scales to `image_size`; `"pad"` pads or crops to
-            it, around the centre.
+            it, around the centre; `"crop"` trains on random windows, of other
+            area, aspect and place in each epoch, and tests on the central one,
+            7/8 of the largest of that aspect, scaled to `image_size`.
         mean: mean of each channel, for pixels in [0, 1]. By default the known
             constants of the data set, else measured on the first 10,000
             examples of the training split.
@@ -120,6 +129,11 @@ def load_datasets(
         validation_split: TFDS split to validate on after each epoch, such as
             `"train[90%:]"`, to be kept out of `train_split`; by default epochs
             are validated on the test split.
+        shuffle_files: whether each epoch reads the files of the training split
+            in a new order, several at once, so that a `shuffle_buffer` far
+            below the number of examples mixes them well. Then it holds the
+            buffer three times at most: read, being shuffled, and in use.
+        least_area: share of an image that a random window has at least.
 
     Returns:
         A `Datasets`.
@@ -130,7 +144,11 @@ def load_datasets(
     """
     _check_at_least(0, mixup_alpha=mixup_alpha)
     _check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
-    source = Source(name, data_dir, image_size, resizing)
+    how = (data_dir, image_size, resizing, least_area)
+    if name.startswith(PREFIX):
+        source: Source = own_source(name, *how, seed=seed)
+    else:
+        source = Source(name, *how)
     test_split = test_split or source.default_test_split()
     train = source.examples("train_split", train_split)
     test = source.examples("test_split", test_split)
@@ -151,7 +169,7 @@ def load_datasets(
         )
     epoch = _Epoch(
         source,
-        train.enumerate(),
+        source.streamed(train_split) if shuffle_files else lambda _: train,
         mean,
         std,
         keras.config.image_data_format() == "channels_first",
@@ -159,6 +177,7 @@ def load_datasets(
         augment_fn,
         mixup_alpha,
         shuffle_buffer or num_examples,
+        shuffle_files,
         seed,
     )
     # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
@@ -184,7 +203,7 @@ class _Epoch:
     """Gives the training batches of an epoch, from its number."""
 
     source: Source
-    examples: tf.data.Dataset  # Each with its index.
+    examples: Callable[[tf.Tensor], tf.data.Dataset]  # Of a seed.
     mean: Sequence[float]
     std: Sequence[float]
     channels_first: bool
@@ -192,17 +211,20 @@ class _Epoch:
     augment_fn: AugmentFn | None
     mixup_alpha: float
     window: int
+    prefetch: bool  # Of a window, while the one before is used up.
     seed: int
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, number: int) -> tf.data.Dataset:
         number = tf.cast(number, tf.int64)  # The dtype decides the outcome.
-        order_seed, image_seed, mixup_seed = (
-            _fold_in([self.seed, purpose], number) for purpose in range(3)
+        order_seed, image_seed, mixup_seed, file_seed = (
+            _fold_in([self.seed, purpose], number) for purpose in range(4)
         )
+        windows = self.examples(file_seed).enumerate().batch(self.window)
+        if self.prefetch:
+            windows = windows.prefetch(1)
         batches = (
-            self.examples.batch(self.window)
-            .enumerate()
+            windows.enumerate()
             .map(partial(_permute, order_seed))
             .unbatch()
             .map(
@@ -227,11 +249,18 @@ class _Epoch:
 
         The image is augmented only if there is a seed.
         """
-        image, label = self.source.decode(image, label)
+        window_seed = None if seed is None else _fold_in(seed, 0)
+        image, label = self.source.decode(image, label, window_seed)
         if seed is not None and self.augment_fn is not None:
             image = self.augment_fn(image, seed)
-        image = image / 255.0 - tf.constant(self.mean)
-        image = image / tf.constant(self.std)
+        # As large as images, if that is known: to broadcast takes longer.
+        known = image.shape.is_fully_defined()
+        shape = image.shape if known else (len(self.mean),)
+        mean, std = (
+            tf.constant(np.broadcast_to(np.float32(each), shape))
+            for each in (self.mean, self.std)
+        )
+        image = (image / 255.0 - mean) / std
         if self.channels_first:
             image = tf.transpose(image, (2, 0, 1))
         return image, label
