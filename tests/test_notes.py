@@ -86,6 +86,7 @@ def test_notes_are_drawn_once_and_never_of_a_font_of_another_split():
         assert drawn == notes.notes(split, size)
         assert len({note[:4] for note in drawn}) == len(drawn) > size - 99
         assert {note.font for note in drawn} == set(notes.FONTS[split])
+        assert not notes.SHARED & {(n.font, n.program) for n in drawn}
         assert {note.pitch for note in drawn} == set(range(36, 85))
 
 
