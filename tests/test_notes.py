@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import pathlib
 import struct
@@ -48,14 +49,21 @@ def fake(monkeypatch):
     monkeypatch.setattr(soundfonts, "load", load)
     monkeypatch.setitem(notes.SIZES, "small", sizes)
     for split, size in sizes.items():
-        kept = [n for n in notes.notes(split, size) if n.program not in (3, 4)]
-        monkeypatch.setitem(notes.EXPECTED, ("small", split), (len(kept), ""))
+        sounds = [
+            soundfonts.render(Sine(), note.program, note.pitch, note.velocity)
+            for note in notes.notes(split, size)
+        ]
+        kept = [sound.tobytes() for sound in sounds if sound is not None]
+        digest = hashlib.sha256(b"".join(kept)).hexdigest()[:16]
+        expected = (len(kept), digest)
+        monkeypatch.setitem(notes.EXPECTED, ("small", split), expected)
     return loaded
 
 
-def test_the_data_set_has_what_was_rendered(fake, tmp_path):
+def test_the_data_set_has_what_was_rendered(fake, tmp_path, caplog):
     for _ in range(2):  # The second time there is nothing to do.
         prepare.prepare("notes/small", str(tmp_path), str(tmp_path / "out"))
+    assert "bit for bit" not in caplog.text
     assert sorted(fake) == sorted(itertools.chain(*notes.FONTS.values()))
     loaded = tfds.load("notes/small", data_dir=tmp_path / "out", split="train")
     examples = list(tfds.as_numpy(loaded))
@@ -71,10 +79,16 @@ def test_the_data_set_has_what_was_rendered(fake, tmp_path):
         assert example["font"].decode() in notes.FONTS["train"]
 
 
-def test_another_number_of_notes_is_refused(fake, tmp_path, monkeypatch):
+def test_other_sound_is_warned_of_and_another_number_of_notes_refused(
+    fake, tmp_path, monkeypatch, caplog
+):
+    count, _ = notes.EXPECTED["small", "train"]
+    monkeypatch.setitem(notes.EXPECTED, ("small", "train"), (count, "other"))
     monkeypatch.setitem(notes.EXPECTED, ("small", "test"), (3, ""))
     with pytest.raises(DataError, match="must have 3 examples in 'test', but"):
         prepare.prepare("notes/small", str(tmp_path), str(tmp_path / "out"))
+    assert "'notes/small', split 'train', is not bit for bit" in caplog.text
+    assert "'validation'" not in caplog.text
     assert not list(tmp_path.glob("out/notes/small/1*"))
 
 
