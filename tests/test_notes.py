@@ -182,7 +182,7 @@ def test_envelopes_of_patches_decay_after_release(tmp_path):
 @pytest.mark.parametrize("name", soundfonts.FONTS)
 def test_missing_and_wrong_fonts_name_the_package(name, tmp_path, monkeypatch):
     font = soundfonts.FONTS[name]
-    with pytest.raises(DataError, match=f"Debian package {font.package}$"):
+    with pytest.raises(DataError, match=f"{font.file}.*: {font.package}$"):
         soundfonts.find(tmp_path, [name])
     (tmp_path / "below").mkdir()
     path = tmp_path / "below" / font.file
