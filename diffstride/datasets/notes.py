@@ -161,6 +161,7 @@ class Notes(tfds.core.GeneratorBasedBuilder):
                 encoded = np.array(content, dtype=object)
                 yield count, {"audio": encoded, **note._asdict()}
                 count += 1
+            del instruments  # Before the next takes as much memory.
         self._check(split, count, digest.hexdigest()[:16])
 
     def _check(self, split: str, count: int, digest: str) -> None:

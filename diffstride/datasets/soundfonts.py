@@ -144,13 +144,14 @@ def find(folder: pathlib.Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
     paths = {
         path.name: path for path in folder.rglob("*") if path.name in files
     }
+    missing = [font for font in fonts.values() if font.file not in paths]
+    if missing:
+        raise DataError(
+            "`files` must be a folder with the fonts in it or below. Missing "
+            f"in {folder}: {', '.join(font.file for font in missing)}. Install "
+            f"from Debian: {' '.join(font.package for font in missing)}"
+        )
     for font in fonts.values():
-        if font.file not in paths:
-            raise DataError(
-                f"`files` must be a folder with {font.file} in it or below. "
-                f"Not found in {folder}: install the Debian package "
-                f"{font.package}"
-            )
         digest = _digest(paths[font.file])
         if digest != font.sha256:
             raise DataError(
