@@ -94,16 +94,14 @@ class ResidualLayer(Composite, keras.layers.Layer):
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
         self.pooling_cls = pooling_factory(pooling_cls)
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.pooling_placement = arguments.choice(
             "pooling_placement", pooling_placement, PLACEMENTS
         )
 
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
-        conv_strides = _conv_strides(strides, pooling_cls)
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
+        conv_strides = whole_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
         self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
         self.pooling = None
@@ -391,7 +389,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         super().__init__(**kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
-        strides = _parse_strides(strides)
+        strides = parse_strides(strides)
         filters = arguments.plain(filters)
         if not isinstance(filters, (list, tuple)):
             raise arguments.refusal("filters", "a list of integers", filters)
@@ -430,7 +428,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
             )
         self.output_activation = output_activation
         self.id_only = id_only
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.pooling_cls = pooling_factory(pooling_cls)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.num_layers = arguments.integer("num_layers", num_layers)
@@ -443,13 +441,11 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
 
     def _parts(self) -> Iterator[keras.layers.Layer]:
         """The layers from the input to the output."""
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
         yield parts.conv(
             self.filters[0],
             3,
-            _conv_strides(self.strides[0], self.pooling_cls),
+            whole_strides(self.strides[0], self.pooling_cls),
             "stem",
         )
         if self.pooling_cls is not None:
@@ -595,7 +591,7 @@ class BatchNormReLU(keras.layers.BatchNormalization):
         return keras.ops.relu(super().call(inputs, training, mask))
 
 
-class _Parts:
+class Parts:
     """Makes the parts that all layers have in common."""
 
     def __init__(self, channels_first: bool, weight_decay: float, dtype: Any):
@@ -607,12 +603,14 @@ class _Parts:
         self.dtype = dtype
 
     def penalty(self) -> keras.regularizers.Regularizer | None:
+        """Returns the weight decay as a regulariser."""
         decay = self.weight_decay
         return keras.regularizers.L2(decay) if decay else None
 
     def conv(
         self, filters: int, kernel_size: Any, strides: Any, name: str
     ) -> keras.layers.Layer:
+        """Makes a convolution."""
         return keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -627,6 +625,7 @@ class _Parts:
         )
 
     def batch_norm_relu(self, name: str) -> keras.layers.Layer:
+        """Makes a batch normalisation with ReLU."""
         return BatchNormReLU(
             axis=self.channel_axis,
             momentum=0.9,
@@ -636,6 +635,7 @@ class _Parts:
         )
 
     def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
+        """Makes a pooling layer."""
         layer = factory(
             strides=_pair(strides),
             data_format=self.data_format,
@@ -653,7 +653,8 @@ def _pair(strides: Stride) -> tuple:
     return tuple(plain) if isinstance(plain, (list, tuple)) else (plain,) * 2
 
 
-def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+def whole_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+    """Returns the strides of convolutions: 1 where a pooling has them."""
     if pooling_cls is not None:
         return (1, 1)
     pair = arguments.strides("strides", strides, 2)
@@ -665,7 +666,8 @@ def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
     return tuple(int(s) for s in pair)
 
 
-def _parse_strides(strides: Sequence[Stride] | str) -> list:
+def parse_strides(strides: Sequence[Stride] | str) -> list:
+    """Returns the strides of stages, from a list or a text."""
     plain = arguments.plain(strides)
     if isinstance(plain, (list, tuple)):
         return [arguments.plain(s) for s in plain]
@@ -699,7 +701,8 @@ def _resolve_weight_decay(weight_decay: Any) -> float | None:
     return arguments.number("weight_decay", weight_decay)
 
 
-def _resolve_channels_first(channels_first: bool | None) -> bool:
+def resolve_channels_first(channels_first: bool | None) -> bool:
+    """Returns whether channels come first, as Keras has it for `None`."""
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
     return arguments.boolean("channels_first", channels_first)

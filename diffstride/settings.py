@@ -10,7 +10,8 @@ RAMPS = ("outer", "inner", "straight_through")
 STRIDES = "strides"
 LAMBDA = "lambda"
 
-_POOLING = "resnet.Resnet.pooling_cls"
+_RESNET = "resnet.Resnet"
+_POOLING = f"{_RESNET}.pooling_cls"
 METHODS = {
     "strided": [f"{_POOLING} = None"],
     "spectral": [f"{_POOLING} = @pooling.FixedSpectralPooling"],
@@ -80,12 +81,14 @@ _REACH = {
     "train.train.finetune_epochs": (*RAMPS, "dct"),
     "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
 } | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
-AXES = ("method", *PARAMETERS, "seed")
+# Whose strides and poolings these are, if they are not of a ResNet.
+NETWORK = "network"
+AXES = ("method", *PARAMETERS, NETWORK, "seed")
 
 
 def parameters(settings: dict[str, Any], axis: str) -> list[str]:
     """Lists the gin parameters that an axis sets, if the method has them."""
-    if axis in ("method", "seed"):
+    if axis in ("method", NETWORK, "seed"):
         return []
     method = settings.get("method")
     unreached = tuple(
@@ -96,16 +99,28 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
         and (method is not None or RIVALS.keys() >= set(methods))
     )
     names = PARAMETERS.get(axis, [axis])
-    return [name for name in names if not name.startswith(unreached)]
+    return [
+        _of_network(settings, name) if axis in PARAMETERS else name
+        for name in names
+        if not name.startswith(unreached)
+    ]
 
 
 def bindings(settings: dict[str, Any]) -> list[str]:
     """Lists the gin bindings that the settings of a run mean."""
-    lines = list(METHODS.get(settings.get("method"), []))
+    lines = [
+        _of_network(settings, line)
+        for line in METHODS.get(settings.get("method"), [])
+    ]
     for axis, value in settings.items():
         for parameter in parameters(settings, axis):
             lines.append(f"{parameter} = {_as_gin(value)}")
     return lines
+
+
+def _of_network(settings: dict[str, Any], name: str) -> str:
+    network = settings.get(NETWORK, _RESNET)
+    return name.replace(f"{_RESNET}.", f"{network}.", 1)
 
 
 def _as_gin(value: Any) -> str:

@@ -1,10 +1,11 @@
-"""Where images come from: a TFDS data set, on disk and decoded."""
+"""Where data come from: TFDS data sets on disk, and images out of them."""
 
 import contextlib
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -28,36 +29,50 @@ _LOOKED_AT_LABELS = 100
 _NETWORK_TIMEOUT_S = 5
 # The operations that give batches, as errors name them. A model's errors may
 # have copies of a batch between devices, followed by "/_4".
-_ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
+ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
 
 
-class Source:
-    """An image-classification data set on disk, its images brought to a size.
+class TfdsSource:
+    """A classification data set of TFDS on disk.
 
-    Arguments are those of `load_datasets`.
+    A subclass has `num_classes`, `decode`, and what of an example is read.
     """
 
-    def __init__(
-        self,
-        name: str,
-        data_dir: str | None,
-        image_size: int | Sequence[int] | None,
-        resizing: str,
-    ):
-        if resizing not in ("resize", "pad"):
-            raise DataError(
-                f"`resizing` must be 'resize' or 'pad'. Received: {resizing!r}"
-            )
+    num_classes: int
+    frugal = ""  # Settings that need less memory when they are smaller.
+
+    def __init__(self, name: str, data_dir: str | None):
         self.name = name
-        self.resizing = resizing
         self.builder = find_builder(name, data_dir)
         self.features = self.builder.info.features
-        _check_features(name, self.features)
+        self._check_features()
         _prepare(self.builder)
-        self.image_size = _checked_size(
-            name, self.features["image"].shape, image_size
+
+    def _check_features(self) -> None:
+        """Refuses a data set of another kind, before it is downloaded."""
+        raise NotImplementedError
+
+    def _decoders(self) -> Any:
+        """What TFDS is to decode, and what to leave as it is on disk."""
+        raise NotImplementedError
+
+    def _pair(self, example: dict) -> tuple[tf.Tensor, tf.Tensor]:
+        """The encoded input, a scalar, and the label."""
+        raise NotImplementedError
+
+    def decode(
+        self, encoded: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the decoded input and the one-hot label."""
+        raise NotImplementedError
+
+    def one_hot(self, label: tf.Tensor) -> tf.Tensor:
+        """Returns a label as a vector, and fails for one that is no class."""
+        tf.debugging.Assert(
+            (0 <= label) & (label < self.num_classes),
+            [f"Labels must be below {self.num_classes}. Received:", label],
         )
-        self.num_classes = self.features["label"].num_classes
+        return tf.one_hot(label, self.num_classes)
 
     def default_test_split(self) -> str:
         """Returns `"test"`, or else `"validation"`: the first with labels."""
@@ -73,7 +88,7 @@ class Source:
         )
 
     def examples(self, argument: str, split: str) -> tf.data.Dataset:
-        """Reads pairs of an encoded image and a label, in the order on disk.
+        """Reads pairs of an encoded input and a label, in the order on disk.
 
         `argument` is the name of the argument that gave the split.
         """
@@ -101,18 +116,99 @@ class Source:
         try:
             yield
         except tf.errors.OpError as error:
-            if not re.search(_ITERATOR, str(error)):
+            if not re.search(ITERATOR, str(error)):
                 raise
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise DataError(
                     f"'{self.name}' does not fit into memory with these "
-                    f"settings: {_plain(error)}. Smaller ones of `image_size`, "
-                    "`batch_size` or `shuffle_buffer` need less"
+                    f"settings: {_plain(error)}. Smaller ones of "
+                    f"{self.frugal}`batch_size` or `shuffle_buffer` need less"
                 ) from error
             logging.info("Looking for what is wrong with '%s'", self.name)
             fault = next(filter(None, map(self._fault, splits)), None)
             what = fault or f"{_plain(error)}. Files are whole; `augment_fn`?"
             raise DataError(f"'{self.name}' cannot be used: {what}") from error
+
+    def _read(
+        self, split: str, files_fn: Callable[[list], list] | None = None
+    ) -> tf.data.Dataset:
+        """Pairs of a split, or of those of its files that `files_fn` picks."""
+        examples = self.builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders=self._decoders(),
+            read_config=tfds.ReadConfig(
+                try_autocache=False, experimental_interleave_sort_fn=files_fn
+            ),
+        )
+        return examples.map(self._pair)
+
+    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
+        """Those among the first labels that are no class; TFDS writes -1."""
+        with self.reading(split):
+            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
+        labels = labels.numpy().tolist()
+        return [each for each in labels if not 0 <= each < self.num_classes]
+
+    def _fault(self, split: str) -> str | None:
+        """Finds the first file of a split that is faulty, and tells how."""
+        for file in self.builder.info.splits[split].file_instructions:
+            examples = self._read(split, lambda _, file=file: [file])
+            try:
+                for _ in examples.map(self.decode, tf.data.AUTOTUNE):
+                    pass
+            except tf.errors.OpError as error:
+                what = _plain(error).removeprefix(f"{file.filename}; ")
+                return (
+                    f"{what}, in {file.filename}. If it is damaged, remove "
+                    f"{self.builder.data_path} and build it again"
+                )
+        return None
+
+
+class Source(TfdsSource):
+    """An image-classification data set on disk, its images brought to a size.
+
+    Arguments are those of `load_datasets`.
+    """
+
+    frugal = "`image_size`, "
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        image_size: int | Sequence[int] | None,
+        resizing: str,
+    ):
+        if resizing not in ("resize", "pad"):
+            raise DataError(
+                f"`resizing` must be 'resize' or 'pad'. Received: {resizing!r}"
+            )
+        self.resizing = resizing
+        super().__init__(name, data_dir)
+        self.image_size = _checked_size(
+            name, self.features["image"].shape, image_size
+        )
+        self.num_classes = self.features["label"].num_classes
+
+    def _check_features(self) -> None:
+        features = dict(self.features or {})
+        if not (
+            isinstance(features.get("label"), tfds.features.ClassLabel)
+            and features["label"].num_classes
+            and isinstance(features.get("image"), tfds.features.Image)
+        ):
+            raise DataError(
+                "`name` must be an image-classification data set, one with an "
+                f"'image' and a 'label'. Received: name={self.name!r}"
+            )
+
+    def _decoders(self) -> Any:
+        return {"image": tfds.decode.SkipDecoding()}
+
+    def _pair(self, example: dict) -> tuple[tf.Tensor, tf.Tensor]:
+        return example["image"], example["label"]
 
     def decode(
         self, image: tf.Tensor, label: tf.Tensor
@@ -126,11 +222,7 @@ class Source:
             image = tf.image.resize_with_crop_or_pad(image, *self.image_size)
         else:
             image = tf.image.resize(image, self.image_size, antialias=True)
-        tf.debugging.Assert(
-            (0 <= label) & (label < self.num_classes),
-            [f"Labels must be below {self.num_classes}. Received:", label],
-        )
-        return image, tf.one_hot(label, self.num_classes)
+        return image, self.one_hot(label)
 
     def normalization(
         self,
@@ -170,42 +262,6 @@ class Source:
         std = np.sqrt(np.maximum(total_of_squares / count - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
 
-    def _read(
-        self, split: str, files_fn: Callable[[list], list] | None = None
-    ) -> tf.data.Dataset:
-        """Pairs of a split, or of those of its files that `files_fn` picks."""
-        examples = self.builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(
-                try_autocache=False, experimental_interleave_sort_fn=files_fn
-            ),
-        )
-        return examples.map(lambda each: (each["image"], each["label"]))
-
-    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
-        """Those among the first labels that are no class; TFDS writes -1."""
-        with self.reading(split):
-            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
-        labels = labels.numpy().tolist()
-        return [each for each in labels if not 0 <= each < self.num_classes]
-
-    def _fault(self, split: str) -> str | None:
-        """Finds the first file of a split that is faulty, and tells how."""
-        for file in self.builder.info.splits[split].file_instructions:
-            examples = self._read(split, lambda _, file=file: [file])
-            try:
-                for _ in examples.map(self.decode, tf.data.AUTOTUNE):
-                    pass
-            except tf.errors.OpError as error:
-                what = _plain(error).removeprefix(f"{file.filename}; ")
-                return (
-                    f"{what}, in {file.filename}. If it is damaged, remove "
-                    f"{self.builder.data_path} and build it again"
-                )
-        return None
-
 
 def _as_bytes(image: tf.Tensor) -> tf.Tensor:
     """Scales pixels from the range of their dtype, or [0, 1], to [0, 255]."""
@@ -228,19 +284,6 @@ def _plain(error: tf.errors.OpError) -> str:
         r"\s\[\[\{.*|\{\{.*?\}\}|\[Op:.*"
     )
     return " ".join(re.sub(noise, "", error.message).split()).rstrip(".")
-
-
-def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
-    features = dict(features or {})
-    if not (
-        isinstance(features.get("label"), tfds.features.ClassLabel)
-        and features["label"].num_classes
-        and isinstance(features.get("image"), tfds.features.Image)
-    ):
-        raise DataError(
-            "`name` must be an image-classification data set, one with an "
-            f"'image' and a 'label'. Received: name={name!r}"
-        )
 
 
 def _checked_size(

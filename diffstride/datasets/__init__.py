@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from diffstride.datasets.digits import Digits as Digits
+from diffstride.datasets.tones import Tones as Tones
 from diffstride.errors import DataError
 
 
@@ -19,7 +20,7 @@ def find_builder(
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(), "digits"]
+        known = [*tfds.list_builders(), "digits", "tones"]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise DataError(

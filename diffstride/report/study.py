@@ -16,6 +16,7 @@ from diffstride.errors import UserError
 from diffstride.settings import LEARNED, METHODS, RIVALS, STRIDES, bindings
 
 MISSING = "-"
+IMAGE_AXES = ("height", "width")
 # Of methods that have a name of their own.
 _LABELS = {
     "fractional_max": "fractional max",
@@ -299,6 +300,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "factor": _product(layers, "strides"),
         "layers": layers,
         "learned": learned,
+        "axes": tuple(summary.get("axes") or IMAGE_AXES),
+        "steps": summary.get("steps"),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }
