@@ -1,4 +1,5 @@
 import functools
+import json
 import pathlib
 
 import keras
@@ -79,7 +80,7 @@ def test_it_is_saved_and_loaded(pooling_cls, placement, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is AudioCNN
-    assert loaded.get_config() == model.get_config()
+    assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())
     x = sounds(2, 2)
     np.testing.assert_array_equal(
         array(loaded(x, training=False)), array(model(x, training=False))
@@ -132,7 +133,7 @@ def trained(model, **kwargs):
 
 
 def test_strides_learn_and_freeze():
-    model = small(strides=((1.5, 1.6), (1.4, 1.3)))
+    model = small(strides=((1.5, 2.0), (1.4, 2.0)))
     before = [array(layer.stride_weights) for layer in model.pooling_layers]
     trained(model)
     after = [array(layer.stride_weights) for layer in model.pooling_layers]
@@ -148,7 +149,7 @@ def test_strides_learn_and_freeze():
 
 @pytest.mark.parametrize("to", ["spectral", "strided", "pooled"])
 def test_it_hardens(to, tmp_path):
-    model = small(strides=((1.5, 1.6), (1.4, 1.3)))
+    model = small(strides=((1.5, 2.0), (1.4, 2.0)))
     plain = diffstride.harden(model, to, verbose=False)
     assert isinstance(plain, WindowedSequential)
     assert plain.axes == model.axes
@@ -164,7 +165,7 @@ def test_it_hardens(to, tmp_path):
 
 
 def test_it_is_held_to_a_budget():
-    model = small(strides=((1.5, 1.6), (1.4, 1.3)))
+    model = small(strides=((1.5, 2.0), (1.4, 2.0)))
     most = diffstride.model_cost(model).macs
     model.compile("sgd", "mse")
     callback = diffstride.add_compute_budget(model, 0.6 * most, epochs=1)
@@ -179,9 +180,9 @@ def test_it_exports_with_its_front_end(tmp_path):
     model = diffstride.freeze(small())
     x = sounds(2)
     model.export(tmp_path / "saved", verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "saved")).serve(x)
+    served = tf.saved_model.load(str(tmp_path / "saved"))
     np.testing.assert_allclose(
-        served, array(model(x, training=False)), atol=1e-5
+        served.serve(x), array(model(x, training=False)), atol=1e-5
     )
 
 

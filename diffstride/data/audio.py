@@ -1,5 +1,11 @@
 """Audio-classification data: windows of sound, one a training example."""
 
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import tensorflow as tf
 
 from diffstride.data.pipeline import (
@@ -138,7 +144,7 @@ def load_audio(
             batches = _by_length(clips, batch_size)
         return batches.prefetch(tf.data.AUTOTUNE)
 
-    return batched(
+    datasets = batched(
         splits,
         example,
         once_through,
@@ -148,6 +154,9 @@ def load_audio(
         shuffle_buffer or source.shuffle_buffer,
         seed,
         "sounds",
+    )
+    return dataclasses.replace(
+        datasets, reading=partial(_reading, datasets.reading)
     )
 
 
@@ -240,6 +249,15 @@ def _levelled(wave: tf.Tensor, level: str | None) -> tf.Tensor:
     else:
         found = tf.reduce_max(tf.abs(wave), -1, keepdims=True)
     return wave * (wanted / tf.maximum(found, wanted / _LARGEST_GAIN))
+
+
+@contextlib.contextmanager
+def _reading(reading: Callable) -> Iterator[None]:
+    with warnings.catch_warnings(), reading():
+        # Nobody knows how many batches clips of unknown lengths make, and Keras
+        # warns when it has found out.
+        warnings.filterwarnings("ignore", "Your input ran out of data")
+        yield
 
 
 def _by_length(clips: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -58,7 +58,7 @@ class TfdsSounds(TfdsSource):
         if label not in labels:
             raise DataError(
                 f"`label` must be one of the classes of '{self.name}': "
-                f"{', '.join(labels)}. Received: label={label!r}"
+                f"{', '.join(sorted(labels))}. Received: label={label!r}"
             )
         self.num_classes = labels[label].num_classes
         self._key = "audio" if "audio" in sounds else sounds[0]
