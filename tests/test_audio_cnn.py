@@ -48,7 +48,7 @@ def test_the_front_end_is_that_of_librosa():
     found = 40 * (array(x)[0, ..., 0] - 1)
     assert found.shape == expected.shape == (51, 64)
     difference = np.abs(found - expected)
-    assert np.median(difference) < 0.1 and difference.max() < 1.0
+    assert np.median(difference) < 0.02 and difference.max() < 0.1
 
 
 def test_examples_of_a_batch_do_not_change_each_other():
