@@ -70,13 +70,7 @@ class TfdsSounds(TfdsSource):
             )
 
     def _decoders(self) -> Any:
-        wanted: Any = True
-        for part in reversed(self.label):
-            wanted = {part: wanted}
-        return tfds.decode.PartialDecoding(
-            {self._key: True, **wanted},
-            decoders={self._key: tfds.decode.SkipDecoding()},
-        )
+        return {self._key: tfds.decode.SkipDecoding()}
 
     def _pair(self, example: dict) -> tuple[tf.Tensor, tf.Tensor]:
         sound, label = example[self._key], example
