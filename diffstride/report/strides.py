@@ -35,7 +35,9 @@ def trajectories(run: Any) -> plt.Figure | str:
         name = layer["name"]
         curves = {
             axis: [initial, *rows[column]]
-            for axis, initial in zip(run.axes, layer["initial"], strict=False)
+            for axis, initial in zip(
+                run["axis_names"], layer["initial"], strict=False
+            )
             if (column := f"stride/{name}/{axis}") in rows
         }
         if layer["learned"] and curves:
@@ -183,7 +185,7 @@ def _draw_curves(
 
 def _key(runs: pd.DataFrame) -> list[tuple]:
     """What all dots and bars are, in a legend."""
-    first, second = runs["axes"].iloc[0]
+    first, second = runs["axis_names"].iloc[0]
     return [
         ("initial", style.BAR, "", "-"),
         (f"filled: {first}, open: {second}", "white", "", ""),
@@ -194,7 +196,7 @@ def _moved_most(run: Any, names: dict[str, str]) -> str:
     strides = _learned(run.to_frame().T)
     changes = (strides["end"] - strides["initial"]).abs()
     most = strides.loc[changes.sort_values(kind="stable").index[-1]]
-    axis = run.axes[most.axis]
+    axis = run["axis_names"][most.axis]
     return (
         f"The most moved stride: {names[most.layer]} {axis}, from "
         f"{most.initial:.2f} to {most.end:.2f}"

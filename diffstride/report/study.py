@@ -300,7 +300,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "factor": _product(layers, "strides"),
         "layers": layers,
         "learned": learned,
-        "axes": tuple(summary.get("axes") or IMAGE_AXES),
+        "axis_names": tuple(summary.get("axes") or IMAGE_AXES),
         "steps": summary.get("steps"),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
