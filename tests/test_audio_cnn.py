@@ -32,6 +32,9 @@ def small(pooling_cls=LEARNED, strides=((2, 2), (1, 2)), **kwargs):
         **kwargs,
     )
     model.build((None, SAMPLES))
+    for variable in model.trainable_variables:
+        if variable.name == "beta":  # No chance of ReLUs that are all zero.
+            variable.assign(0.5 + keras.ops.abs(variable))
     return model
 
 
@@ -73,8 +76,10 @@ def test_outputs_are_averaged_over_windows():
     )
 
 
-@pytest.mark.parametrize("placement", ["after", "before"])
-@pytest.mark.parametrize("pooling_cls", [None, LEARNED, FixedSpectralPooling])
+@pytest.mark.parametrize(
+    "pooling_cls, placement",
+    [(None, "after"), (LEARNED, "before"), (FixedSpectralPooling, "after")],
+)
 def test_it_is_saved_and_loaded(pooling_cls, placement, tmp_path):
     model = small(pooling_cls, pooling_placement=placement)
     model.save(tmp_path / "model.keras")
@@ -147,7 +152,9 @@ def test_strides_learn_and_freeze():
     )
 
 
-@pytest.mark.parametrize("to", ["spectral", "strided", "pooled"])
+@pytest.mark.parametrize(
+    "to", ["strided"] if JAX else ["spectral", "strided", "pooled"]
+)
 def test_it_hardens(to, tmp_path):
     model = small(strides=((1.5, 2.0), (1.4, 2.0)))
     plain = diffstride.harden(model, to, verbose=False)
@@ -164,6 +171,7 @@ def test_it_hardens(to, tmp_path):
         keras.Sequential(loaded.layers)(x[:, 0])
 
 
+@pytest.mark.skipif(JAX, reason="compiles for each size")
 def test_it_is_held_to_a_budget():
     model = small(strides=((1.5, 2.0), (1.4, 2.0)))
     most = diffstride.model_cost(model).macs

@@ -165,6 +165,7 @@ def _common(runs: Study) -> str:
 
 
 def _tables(runs: Study) -> list[str]:
+    axes = " x ".join(runs.runs["axis_names"].iloc[0])
     parts = ["## Test accuracy, %", tables.accuracy_table(runs)]
     parts += [
         "## Accuracy beside cost",
@@ -172,8 +173,7 @@ def _tables(runs: Study) -> list[str]:
         "Multiply-accumulates (MACs) and memory of the activations are of one "
         "image in one forward pass, at the strides in the end; seconds are the "
         "median over epochs; strides and sizes are of each pooling layer in "
-        f"depth order ({' x '.join(runs.runs['axis_names'].iloc[0])}, one number "
-        "where they agree), means over seeds.",
+        f"depth order ({axes}, one number where they agree), means over seeds.",
     ]
     if budgets := tables.budget_table(runs):
         parts += ["## Within a budget", budgets]
