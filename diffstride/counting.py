@@ -39,7 +39,10 @@ def answer(args: argparse.Namespace, asked: TextIO, answers: TextIO) -> None:
     """Writes a line for each line that is asked."""
     bindings = list(args.gin_bindings)
     if args.data_dir is not None:
-        bindings.append(f"data.load_datasets.data_dir = {args.data_dir!r}")
+        bindings += [
+            f"data.load_{kind}.data_dir = {args.data_dir!r}"
+            for kind in ("datasets", "audio")
+        ]
     datasets = None
     for line in asked:
         given = [*bindings, *json.loads(line)]

@@ -94,14 +94,14 @@ class ResidualLayer(Composite, keras.layers.Layer):
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
         self.pooling_cls = pooling_factory(pooling_cls)
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.pooling_placement = arguments.choice(
             "pooling_placement", pooling_placement, PLACEMENTS
         )
 
         parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
-        conv_strides = _conv_strides(strides, pooling_cls)
+        conv_strides = whole_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
         self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
         self.pooling = None
@@ -439,7 +439,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
             )
         self.output_activation = output_activation
         self.id_only = id_only
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.pooling_cls = pooling_factory(pooling_cls)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.num_layers = arguments.integer("num_layers", num_layers)
@@ -484,7 +484,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
                 name="stem_max",
             )
             return
-        strides = _conv_strides(self.strides[0], self.pooling_cls)
+        strides = whole_strides(self.strides[0], self.pooling_cls)
         yield parts.conv(self.filters[0], 3, strides, "stem")
         if self.pooling_cls is not None:
             yield parts.pooling(self.pooling_cls, self.strides[0])
@@ -651,7 +651,11 @@ class Parts:
         yield keras.layers.GlobalAveragePooling2D(
             data_format=self.data_format, dtype=self.dtype, name="average"
         )
-        yield keras.layers.Dense(
+        yield self.dense(classes, activation)
+
+    def dense(self, classes: int, activation: Any = None) -> keras.layers.Layer:
+        """Returns the dense layer that ends a network."""
+        return keras.layers.Dense(
             classes,
             activation=activation,
             kernel_initializer="he_normal",
@@ -682,7 +686,8 @@ def _pair(strides: Stride) -> tuple:
     return tuple(plain) if isinstance(plain, (list, tuple)) else (plain,) * 2
 
 
-def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+def whole_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+    """Returns the strides of convolutions: 1 where a pooling has them."""
     if pooling_cls is not None:
         return (1, 1)
     pair = arguments.strides("strides", strides, 2)
@@ -735,7 +740,8 @@ def _resolve_weight_decay(weight_decay: Any) -> float | None:
     return arguments.number("weight_decay", weight_decay)
 
 
-def _resolve_channels_first(channels_first: bool | None) -> bool:
+def resolve_channels_first(channels_first: bool | None) -> bool:
+    """Returns whether channels come first, as Keras has it for `None`."""
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
     return arguments.boolean("channels_first", channels_first)

@@ -92,6 +92,10 @@ NETWORKS = {
         "networks.application",
         {"resnet.Resnet.": "networks.application."},
     ),
+    "audio_cnn": (
+        "audio_cnn.AudioCNN",
+        {"resnet.Resnet.": "audio_cnn.AudioCNN."},
+    ),
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
@@ -120,7 +124,7 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
     )
     names = PARAMETERS.get(axis, [axis])
     return [
-        _in_network(settings, name)
+        _in_network(settings, name) if axis in PARAMETERS else name
         for name in names
         if not name.startswith(unreached)
     ]

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from diffstride import config, data
-from diffstride.data import cropping
+from diffstride.data import cropping, sources
 from diffstride.errors import DataError
 
 COUNT, FILES = 40, 4
@@ -128,8 +128,7 @@ def test_central_windows(shape, size, expected):
 
 def test_training_windows_differ_and_those_of_the_test_do_not(folder):
     """Images of a gradient tell where they were cropped."""
-    loaded = load(folder, mean=[0.5] * 3, std=[0.25] * 3)
-    source = loaded.epoch.source
+    source = sources.Source("jpegs", str(folder), 16, "crop")
     ramp = np.broadcast_to(np.arange(256)[:, None, None], (256, 256, 3))
     encoded = tf.constant(jpeg(ramp, quality=100))
 

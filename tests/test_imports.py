@@ -27,7 +27,7 @@ LAYERS = (
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics",
+    "budget diagnostics audio_cnn",
     "cost logger",
     "hardening",
     "compute conversion",
@@ -47,7 +47,8 @@ LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "logger cost compute compute_budget hardening networks formatting "
+    "audio_cnn logger cost compute compute_budget hardening networks "
+    "formatting "
     "conversion".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}

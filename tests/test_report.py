@@ -22,6 +22,7 @@ from diffstride.report.tables import (
     accuracy_table,
     budget_table,
     cost_table,
+    cutoff_table,
     expected_table,
     frontier_table,
     repeated_seeds,
@@ -817,3 +818,24 @@ finally:
         assert done.returncode == status, done.stderr
         assert said in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_strides_of_sounds_are_told_in_hertz(tmp_path):
+    records = made([90, 92], method="outer", strides="2,2,2,2")
+    for each in records:
+        each["summary"] |= {"axes": ["time", "frequency"], "steps": [0.01, 1]}
+        for row in each["epochs"]:
+            for key in [key for key in row if key.startswith("stride/")]:
+                axis = "time" if key.endswith("height") else "frequency"
+                row[f"{key.rpartition('/')[0]}/{axis}"] = row.pop(key)
+    text = page.write(records, tmp_path).read_text()
+    assert "## Strides as cut-off frequencies" in text
+    assert "](trajectories.png)" in text and "height x width" not in text
+    first = [each["summary"]["pooling"][0]["strides"] for each in records]
+    time, frequency = np.mean(first, axis=0)
+    assert table(cutoff_table(study(records)))[1][-3:] == [
+        "pooling",
+        f"{time:.2f} x {frequency:.2f}",
+        f"{50 / time:.1f} Hz x {0.5 / frequency:.3f} per mel channel",
+    ]
+    assert cutoff_table(study([record()])) is None

@@ -46,7 +46,7 @@ class TestSettings:
         assert f"train.train.model_cls = @{target}" in lines
         strides = names.get("resnet.Resnet.strides", f"{target}.strides")
         assert f"{strides} = '1,2'" in lines
-        where = target if target.startswith("networks.") else "resnet.Resnet"
+        where = "resnet.Resnet" if target.startswith("resnet.") else target
         pooling = "@pooling.FixedSpectralPooling"
         assert lines[0] == f"{where}.pooling_cls = {pooling}"
         assert f"{where}.pooling_placement = 'before'" in lines

@@ -1,4 +1,4 @@
-"""Where images come from: a TFDS data set, on disk and decoded."""
+"""Where data come from: TFDS data sets on disk, and images out of them."""
 
 import contextlib
 import re
@@ -38,51 +38,53 @@ _FILES_AT_ONCE = 16
 _BLOCK = 16
 # The operations that give batches, as errors name them. A model's errors may
 # have copies of a batch between devices, followed by "/_4".
-_ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
+ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
 
 
-class Source:
-    """An image-classification data set on disk, its images brought to a size.
+class TfdsSource:
+    """A classification data set of TFDS on disk.
 
-    Arguments are those of `load_datasets`.
+    A subclass has `num_classes`, what of an example is read, and how.
     """
 
-    def __init__(
-        self,
-        name: str,
-        data_dir: str | None,
-        image_size: int | Sequence[int] | None,
-        resizing: str,
-        least_area: float = 0.08,
-    ):
-        if resizing not in ("resize", "pad", "crop"):
-            raise DataError(
-                "`resizing` must be 'resize', 'pad' or 'crop'. Received: "
-                f"{resizing!r}"
-            )
-        if resizing == "crop" and image_size is None:
-            raise DataError("`resizing='crop'` needs an `image_size`")
-        if not 0 < least_area <= 1:
-            raise DataError(
-                "`least_area` must be above 0 and at most 1. Received: "
-                f"least_area={least_area}"
-            )
+    num_classes: int
+    frugal = ""  # Settings that need less memory when they are smaller.
+
+    def __init__(self, name: str, data_dir: str | None):
         self.name = name
-        self.resizing = resizing
-        self.least_area = least_area
         self.features, self.splits = self._open(data_dir)
-        self.image_size = _checked_size(
-            name, self.features["image"].shape, image_size
-        )
-        self.num_classes = self.features["label"].num_classes
 
     def _open(self, data_dir: str | None) -> tuple[Any, Any]:
         """Finds the data; returns features and splits, by their names."""
         self.builder = find_builder(self.name, data_dir)
         features = self.builder.info.features
-        _check_features(self.name, features)
+        self._check_features(features)
         _prepare(self.builder)
         return features, self.builder.info.splits
+
+    def _check_features(self, features: Any) -> None:
+        """Refuses a data set of another kind, before it is downloaded."""
+        raise NotImplementedError
+
+    def _decoders(self) -> Any:
+        """What TFDS is to decode, and what to leave as it is on disk."""
+        raise NotImplementedError
+
+    def _pair(self, example: dict) -> tuple[tf.Tensor, tf.Tensor]:
+        """The encoded input, a scalar, and the label."""
+        raise NotImplementedError
+
+    def _decode_all(self, encoded: tf.Tensor, label: tf.Tensor) -> tuple:
+        """Decodes all that an example has, which fails if it is damaged."""
+        raise NotImplementedError
+
+    def one_hot(self, label: tf.Tensor) -> tf.Tensor:
+        """Returns a label as a vector, and fails for one that is no class."""
+        tf.debugging.Assert(
+            (0 <= label) & (label < self.num_classes),
+            [f"Labels must be below {self.num_classes}. Received:", label],
+        )
+        return tf.one_hot(label, self.num_classes)
 
     def default_test_split(self) -> str:
         """Returns `"test"`, or else `"validation"`: the first with labels."""
@@ -97,7 +99,7 @@ class Source:
         )
 
     def examples(self, argument: str, split: str) -> tf.data.Dataset:
-        """Reads pairs of an encoded image and a label, in the order on disk.
+        """Reads pairs of an encoded input and a label, in the order on disk.
 
         `argument` is the name of the argument that gave the split.
         """
@@ -125,18 +127,149 @@ class Source:
         try:
             yield
         except tf.errors.OpError as error:
-            if not re.search(_ITERATOR, str(error)):
+            if not re.search(ITERATOR, str(error)):
                 raise
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise DataError(
                     f"'{self.name}' does not fit into memory with these "
-                    f"settings: {plain(error)}. Smaller ones of `image_size`, "
-                    "`batch_size` or `shuffle_buffer` need less"
+                    f"settings: {plain(error)}. Smaller ones of "
+                    f"{self.frugal}`batch_size` or `shuffle_buffer` need less"
                 ) from error
             logging.info("Looking for what is wrong with '%s'", self.name)
             fault = next(filter(None, map(self._fault, splits)), None)
             what = fault or f"{plain(error)}. Files are whole; `augment_fn`?"
             raise DataError(f"'{self.name}' cannot be used: {what}") from error
+
+    def streamed(self, split: str) -> Callable[[tf.Tensor], tf.data.Dataset]:
+        """Gives the same pairs from a seed, in an order that it decides.
+
+        Files are read in a random order, several at once.
+        """
+        if self.builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise DataError(
+                f"`shuffle_files` needs TFRecord files. '{self.name}' has "
+                f"{self.builder.info.file_format}"
+            )
+        files = self.builder.info.splits[split].file_instructions
+        paths = tf.constant([str(file.filename) for file in files])
+        parts = tf.constant([(f.skip, f.take) for f in files], tf.int64)
+
+        def read(path: tf.Tensor, part: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.TFRecordDataset(path).skip(part[0]).take(part[1])
+
+        def parsed(record: tf.Tensor) -> tuple:
+            decoders = self._decoders()
+            each = self.features.deserialize_example(record, decoders=decoders)
+            return self._pair(each)
+
+        def examples(seed: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(len(files)), seed
+            )
+            shuffled = tf.gather(paths, order), tf.gather(parts, order)
+            return (
+                tf.data.Dataset.from_tensor_slices(shuffled)
+                .interleave(
+                    read,
+                    cycle_length=min(_FILES_AT_ONCE, len(files)),
+                    block_length=_BLOCK,
+                    num_parallel_calls=tf.data.AUTOTUNE,
+                )
+                .map(parsed, tf.data.AUTOTUNE)
+            )
+
+        return examples
+
+    def _read(
+        self, split: str, files_fn: Callable[[list], list] | None = None
+    ) -> tf.data.Dataset:
+        """Pairs of a split, or of those of its files that `files_fn` picks."""
+        examples = self.builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders=self._decoders(),
+            read_config=tfds.ReadConfig(
+                try_autocache=False, experimental_interleave_sort_fn=files_fn
+            ),
+        )
+        return examples.map(self._pair)
+
+    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
+        """Those among the first labels that are no class; TFDS writes -1."""
+        with self.reading(split):
+            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
+        labels = labels.numpy().tolist()
+        return [each for each in labels if not 0 <= each < self.num_classes]
+
+    def _fault(self, split: str) -> str | None:
+        """Finds the first file of a split that is faulty, and tells how."""
+        for file in self.builder.info.splits[split].file_instructions:
+            examples = self._read(split, lambda _, file=file: [file])
+            try:
+                for _ in examples.map(self._decode_all, tf.data.AUTOTUNE):
+                    pass
+            except tf.errors.OpError as error:
+                what = plain(error).removeprefix(f"{file.filename}; ")
+                return (
+                    f"{what}, in {file.filename}. If it is damaged, remove "
+                    f"{self.builder.data_path} and build it again"
+                )
+        return None
+
+
+class Source(TfdsSource):
+    """An image-classification data set on disk, its images brought to a size.
+
+    Arguments are those of `load_datasets`.
+    """
+
+    frugal = "`image_size`, "
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        image_size: int | Sequence[int] | None,
+        resizing: str,
+        least_area: float = 0.08,
+    ):
+        if resizing not in ("resize", "pad", "crop"):
+            raise DataError(
+                "`resizing` must be 'resize', 'pad' or 'crop'. Received: "
+                f"{resizing!r}"
+            )
+        if resizing == "crop" and image_size is None:
+            raise DataError("`resizing='crop'` needs an `image_size`")
+        if not 0 < least_area <= 1:
+            raise DataError(
+                "`least_area` must be above 0 and at most 1. Received: "
+                f"least_area={least_area}"
+            )
+        self.resizing = resizing
+        self.least_area = least_area
+        super().__init__(name, data_dir)
+        self.image_size = _checked_size(
+            name, self.features["image"].shape, image_size
+        )
+        self.num_classes = self.features["label"].num_classes
+
+    def _check_features(self, features: Any) -> None:
+        features = dict(features or {})
+        if not (
+            isinstance(features.get("label"), tfds.features.ClassLabel)
+            and features["label"].num_classes
+            and isinstance(features.get("image"), tfds.features.Image)
+        ):
+            raise DataError(
+                "`name` must be an image-classification data set, one with an "
+                f"'image' and a 'label'. Received: name={self.name!r}"
+            )
+
+    def _decoders(self) -> Any:
+        return {"image": tfds.decode.SkipDecoding()}
+
+    def _pair(self, example: dict) -> tuple[tf.Tensor, tf.Tensor]:
+        return example["image"], example["label"]
 
     def decode(
         self,
@@ -165,11 +298,7 @@ class Source:
             image = tf.image.resize_with_crop_or_pad(image, *self.image_size)
         else:
             image = tf.image.resize(image, self.image_size, antialias=True)
-        tf.debugging.Assert(
-            (0 <= label) & (label < self.num_classes),
-            [f"Labels must be below {self.num_classes}. Received:", label],
-        )
-        return image, tf.one_hot(label, self.num_classes)
+        return image, self.one_hot(label)
 
     def normalization(
         self,
@@ -221,82 +350,6 @@ class Source:
         """The file of an image, of what an example has for it."""
         return image
 
-    def streamed(self, split: str) -> Callable[[tf.Tensor], tf.data.Dataset]:
-        """Gives the same pairs from a seed, in an order that it decides.
-
-        Files are read in a random order, several at once.
-        """
-        if self.builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-            raise DataError(
-                f"`shuffle_files` needs TFRecord files. '{self.name}' has "
-                f"{self.builder.info.file_format}"
-            )
-        files = self.builder.info.splits[split].file_instructions
-        paths = tf.constant([str(file.filename) for file in files])
-        parts = tf.constant([(f.skip, f.take) for f in files], tf.int64)
-
-        def read(path: tf.Tensor, part: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.TFRecordDataset(path).skip(part[0]).take(part[1])
-
-        def parsed(record: tf.Tensor) -> tuple:
-            decoders = {"image": tfds.decode.SkipDecoding()}
-            each = self.features.deserialize_example(record, decoders=decoders)
-            return each["image"], each["label"]
-
-        def examples(seed: tf.Tensor) -> tf.data.Dataset:
-            order = tf.random.experimental.stateless_shuffle(
-                tf.range(len(files)), seed
-            )
-            shuffled = tf.gather(paths, order), tf.gather(parts, order)
-            return (
-                tf.data.Dataset.from_tensor_slices(shuffled)
-                .interleave(
-                    read,
-                    cycle_length=min(_FILES_AT_ONCE, len(files)),
-                    block_length=_BLOCK,
-                    num_parallel_calls=tf.data.AUTOTUNE,
-                )
-                .map(parsed, tf.data.AUTOTUNE)
-            )
-
-        return examples
-
-    def _read(
-        self, split: str, files_fn: Callable[[list], list] | None = None
-    ) -> tf.data.Dataset:
-        """Pairs of a split, or of those of its files that `files_fn` picks."""
-        examples = self.builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(
-                try_autocache=False, experimental_interleave_sort_fn=files_fn
-            ),
-        )
-        return examples.map(lambda each: (each["image"], each["label"]))
-
-    def _wrong_labels(self, examples: tf.data.Dataset, split: str) -> list[int]:
-        """Those among the first labels that are no class; TFDS writes -1."""
-        with self.reading(split):
-            _, labels = next(iter(examples.batch(_LOOKED_AT_LABELS)))
-        labels = labels.numpy().tolist()
-        return [each for each in labels if not 0 <= each < self.num_classes]
-
-    def _fault(self, split: str) -> str | None:
-        """Finds the first file of a split that is faulty, and tells how."""
-        for file in self.builder.info.splits[split].file_instructions:
-            examples = self._read(split, lambda _, file=file: [file])
-            try:
-                for _ in examples.map(self._decode_all, tf.data.AUTOTUNE):
-                    pass
-            except tf.errors.OpError as error:
-                what = plain(error).removeprefix(f"{file.filename}; ")
-                return (
-                    f"{what}, in {file.filename}. If it is damaged, remove "
-                    f"{self.builder.data_path} and build it again"
-                )
-        return None
-
 
 def _as_bytes(image: tf.Tensor) -> tf.Tensor:
     """Scales pixels from the range of their dtype, or [0, 1], to [0, 255]."""
@@ -319,19 +372,6 @@ def plain(error: tf.errors.OpError) -> str:
         r"\s\[\[\{.*|\{\{.*?\}\}|\[Op:.*"
     )
     return " ".join(re.sub(noise, "", error.message).split()).rstrip(".")
-
-
-def _check_features(name: str, features: tfds.features.FeaturesDict) -> None:
-    features = dict(features or {})
-    if not (
-        isinstance(features.get("label"), tfds.features.ClassLabel)
-        and features["label"].num_classes
-        and isinstance(features.get("image"), tfds.features.Image)
-    ):
-        raise DataError(
-            "`name` must be an image-classification data set, one with an "
-            f"'image' and a 'label'. Received: name={name!r}"
-        )
 
 
 def _checked_size(

@@ -23,6 +23,7 @@ from diffstride.settings import (
 )
 
 MISSING = "-"
+IMAGE_AXES = ("height", "width")
 # Of methods that have a name of their own.
 _LABELS = {
     "fractional_max": "fractional max",
@@ -314,6 +315,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "factor": _product(layers, "strides"),
         "layers": layers,
         "learned": learned,
+        "axis_names": tuple(summary.get("axes") or IMAGE_AXES),
+        "steps": summary.get("steps"),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from diffstride.formatting import markdown
+from diffstride.formatting import cutoffs, markdown
 from diffstride.report.study import (
     MISSING,
     SPENT,
@@ -201,6 +201,36 @@ def expected_table(study: Study) -> str | None:
             cells.append(f"{low:.2f}" + f" to {high:.2f}" * (high > low))
             cells.append(_accuracy(learned))
         table.append([*map(str, values), method_label(method), *cells])
+    return markdown(header, table) if table else None
+
+
+def cutoff_table(study: Study) -> str | None:
+    """Cut-offs of the strides of sounds, or `None` where there are none."""
+    header = [*map(axis_label, study.axes), "method", "layer"]
+    header += ["time x frequency", "cut-off (mean of seeds)"]
+    table = []
+    columns = [*study.axes, "method"]
+    for (*values, method), runs in grouped(study.cells, columns):
+        runs = runs[runs["steps"].notna() & runs["layers"].map(bool)]
+        if not len(runs):
+            continue
+        # Networks of a cell are alike but for the seed.
+        means = [
+            {
+                "name": layers[0]["name"],
+                **{
+                    key: pd.DataFrame([each[key] for each in layers]).mean()
+                    for key in ("strides", "input_size")
+                },
+            }
+            for layers in zip(*runs["layers"], strict=True)
+        ]
+        for layer, text in zip(
+            means, cutoffs(means, runs["steps"].iloc[0]), strict=True
+        ):
+            strides = " x ".join(f"{s:.2f}" for s in layer["strides"])
+            row = [*map(str, values), method_label(method)]
+            table.append([*row, layer["name"], strides, text])
     return markdown(header, table) if table else None
 
 
