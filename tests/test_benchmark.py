@@ -122,6 +122,19 @@ def test_sentences_on_performance_agree_with_the_results():
         assert sentence in text
 
 
+def test_the_readme_agrees_with_the_results():
+    steps = {
+        row["contender"]: row["step_ms"]["median"] for row in RESULTS["network"]
+    }
+    before, after = (
+        steps[name] / steps["strided"] for name in ("inner, before", "inner")
+    )
+    said = (
+        f"takes {before:.2f} of the time of strided convolutions, {after:.2f}"
+    )
+    assert said in (ROOT / "README.md").read_text()
+
+
 def _layer_sentences():
     ms = report.backward_ms
     cases = {}
