@@ -199,7 +199,8 @@ def _speed(folder: str, files: list[bytes], seconds: float) -> list[dict]:
         return cropping.decode_window(file, drawn, feature)
 
     def resized(index: tf.Tensor, file: tf.Tensor) -> tf.Tensor:
-        return tf.image.resize(window(index, file), (SIZE, SIZE))
+        image = window(index, file)
+        return tf.image.resize(image, (SIZE, SIZE), antialias=True)
 
     part = f"train[:{IMAGES}]"
     streamed = load(
