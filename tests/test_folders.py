@@ -1,4 +1,4 @@
-"""Folders of images, and what Hugging Face `datasets` has saved."""
+"""Folders of images of one's own."""
 
 import numpy as np
 import pytest
@@ -123,38 +123,3 @@ def test_what_cannot_be_is_one_line(change, kwargs, message, tmp_path):
 def test_a_folder_without_folders(tmp_path):
     with pytest.raises(DataError, match="a folder of images for each class"):
         load(tmp_path)
-
-
-def test_hugging_face_datasets_on_disk(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {
-            "picture": datasets.Image(),
-            "kind": datasets.ClassLabel(names=list(CLASSES)),
-        }
-    )
-
-    def table(first, count):
-        rows = range(first, first + count)
-        pictures = []
-        for i in rows:
-            write(tmp_path / "files" / f"{i}.png", i)
-            content = (tmp_path / "files" / f"{i}.png").read_bytes()
-            pictures.append({"bytes": content, "path": None})
-        return datasets.Dataset.from_dict(
-            {"picture": pictures, "kind": [i % 3 for i in rows]}, features
-        )
-
-    both = datasets.DatasetDict({"train": table(0, 12), "test": table(12, 6)})
-    both.save_to_disk(str(tmp_path / "both"))
-    loaded = load(tmp_path / "both", train_split="train", test_split=None)
-    assert sorted(numbers(loaded.epoch(0))) == list(range(12))
-    assert sorted(numbers(loaded.test)) == list(range(12, 18))
-    table(0, 9).save_to_disk(str(tmp_path / "one"))
-    assert len(numbers(load(tmp_path / "one").test)) == 2
-    broken = table(0, 3).map(
-        lambda row: {"picture": {"bytes": b"no image", "path": None}},
-    )
-    broken.save_to_disk(str(tmp_path / "broken"))
-    with pytest.raises(DataError, match="image .* of split 'train'"):
-        load(tmp_path / "broken", batch_size=1, mean=None)

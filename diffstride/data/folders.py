@@ -1,4 +1,4 @@
-"""Images of one's own: a folder of folders, or Hugging Face `datasets` on disk.
+"""Images of one's own: a folder that has a folder for each class.
 
 Splits are named as those of TFDS, parts of them too. Examples are listed in a
 random order that the seed decides, so that parts of a split are random ones.
@@ -28,10 +28,7 @@ def own_source(name: str, *args: Any, seed: int) -> Source:
             f"`name` must be 'folder:' and a folder that exists. Received: "
             f"name={name!r}"
         )
-    files = ("dataset_dict.json", "state.json")
-    saved = any((path / file).exists() for file in files)
-    source_cls = HuggingFace if saved else Folder
-    return source_cls(path, seed, name, *args)
+    return Folder(path, seed, name, *args)
 
 
 class Listed(Source):
@@ -146,69 +143,6 @@ class Folder(Listed):
 
     def _encoded(self, item: tf.Tensor) -> tf.Tensor:
         return tf.io.read_file(item)
-
-
-class HuggingFace(Listed):
-    """What `datasets.Dataset.save_to_disk` or that of a `DatasetDict` wrote."""
-
-    def _open(self, data_dir: str | None) -> tuple[dict, dict]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise DataError(
-                f"{self._path} is read with Hugging Face `datasets`, which is "
-                "not installed: pip install datasets"
-            ) from error
-        try:
-            saved = datasets.load_from_disk(str(self._path))
-        except Exception as error:
-            raise DataError(f"{self._path} cannot be read: {error}") from error
-        if isinstance(saved, datasets.Dataset):
-            saved = {"train": saved}
-        image, label = (
-            self._column(saved, kind)
-            for kind in (datasets.Image, datasets.ClassLabel)
-        )
-        self._tables, first = [], 0
-        for split, table in saved.items():
-            labels = np.array(table[label], "int64")
-            items = np.arange(first, first + len(labels))
-            first += len(labels)
-            self._items[split] = items, labels
-            encoded = table.cast_column(image, datasets.Image(decode=False))
-            self._tables.append((split, encoded.select_columns(image)))
-        self._image = image
-        return self._features(next(iter(saved.values())).features[label].names)
-
-    def _column(self, saved: Any, kind: type) -> str:
-        features = next(iter(saved.values())).features
-        names = [name for name, each in features.items() if type(each) is kind]
-        if len(names) != 1:
-            raise DataError(
-                f"{self._path} must have one column of `datasets."
-                f"{kind.__name__}`. It has: {', '.join(map(str, features))}"
-            )
-        return names[0]
-
-    def _find(self, item: int) -> tuple[str, int, Any]:
-        for split, table in self._tables:
-            if item < len(table):
-                return split, item, table
-            item -= len(table)
-        raise IndexError(item)
-
-    def _encoded(self, item: tf.Tensor) -> tf.Tensor:
-        def find(item: np.ndarray) -> bytes:
-            _, place, table = self._find(int(item))
-            image = table[place][self._image]
-            return image["bytes"] or pathlib.Path(image["path"]).read_bytes()
-
-        encoded = tf.numpy_function(find, [item], tf.string, stateful=False)
-        return tf.ensure_shape(encoded, ())
-
-    def _where(self, item: Any) -> str:
-        split, place, _ = self._find(int(item))
-        return f"image {place} of split '{split}'"
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:

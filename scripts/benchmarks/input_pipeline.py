@@ -209,7 +209,7 @@ def _speed(folder: str, files: list[bytes], seconds: float) -> list[dict]:
     made = {
         "decode all of an image": _alone(encoded, whole),
         LIMIT: _alone(encoded, window),
-        "the same, and scale it": _alone(encoded, resized),
+        "and scale it, without antialiasing": _alone(encoded, resized),
         "an epoch of training": _Run(streamed.epochs(0, 1)),
         "the test": _Run(split.test),
     }
