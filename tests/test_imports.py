@@ -28,7 +28,7 @@ LAYERS = (
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics",
-    "cost logger",
+    "cost logger recalibration",
     "hardening",
     "compute conversion",
     "compute_budget",
@@ -48,7 +48,7 @@ LIBRARY = set(
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
     "logger cost compute compute_budget hardening formatting "
-    "conversion".split()
+    "conversion recalibration".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
