@@ -97,7 +97,7 @@ def _averaging(
         number = int(inputs.shape[0])
         if id(layer) not in seen:  # Or else what is not finite would stay.
             for statistic in (layer.moving_mean, layer.moving_variance):
-                statistic.assign(keras.ops.zeros_like(statistic))
+                statistic.assign(keras.ops.zeros(statistic.shape))
         seen[id(layer)] = seen.get(id(layer), 0) + number
         layer.momentum = 1.0 - number / seen[id(layer)]
         return call(inputs, *args, **{**kwargs, "training": True})
