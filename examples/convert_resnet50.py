@@ -49,13 +49,13 @@ def picture(history: list[dict], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    for name in history[0]:
+    for number, name in enumerate(history[0]):
         for axis, style in enumerate(("-", "--")):
             line = [
                 each[name][axis] - history[0][name][axis] for each in history
             ]
             label = name.removesuffix("_stride") if axis == 0 else None
-            axes.plot(line, style, label=label)
+            axes.plot(line, style, color=f"C{number}", label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("change of the stride (dashed: width)")
     axes.legend(fontsize="small")

@@ -11,7 +11,6 @@ export = script("export")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = json.loads((ROOT / "results" / "export.json").read_text())
-KEYS = ("backend", "format", "model", "form")
 # What is exported and loaded with no other packages than those of the tests.
 AT_HAND = {
     "tensorflow": ("SavedModel", "LiteRT"),
@@ -28,8 +27,7 @@ def exported(folder, monkeypatch, **cases):
     export.export_all(folder)
     for format in export.FORMATS:
         export.start("--load", str(folder), format)
-    rows = export.read(folder / "loaded.jsonl")
-    return {tuple(row[key] for key in KEYS): row for row in rows}
+    return export.by_case(export.read(folder / "loaded.jsonl"))
 
 
 def test_files_give_the_outputs_of_their_source(tmp_path, monkeypatch):
@@ -57,7 +55,8 @@ def test_what_has_worked_works(tmp_path, monkeypatch):
     ]
     assert worked
     for row in worked:
-        found = rows.get(tuple(row[key] for key in KEYS))
+        (case,) = export.by_case([row])
+        found = rows.get(case)
         if found is None or "not installed" in found.get("error", ""):
             continue
         assert found.get("difference", 1) < export.TOLERANCE, found

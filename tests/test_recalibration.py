@@ -90,9 +90,7 @@ def test_steps_bound_a_stream():
     model = network()
     recalibrate(model, itertools.repeat(X[:4]), steps=2)
     mean, _ = averages([X[:4]])
-    np.testing.assert_allclose(
-        statistics(model.layers[0])[0], mean, atol=1e-6
-    )
+    np.testing.assert_allclose(statistics(model.layers[0])[0], mean, atol=1e-6)
 
 
 def test_networks_of_this_package():

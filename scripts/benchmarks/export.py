@@ -8,8 +8,9 @@ Two small models, a `Resnet` and a functional model that `convert` has given
 learned strides, are exported as they are, frozen and hardened, to each format
 of `model.export` on each backend. Each file is loaded by the runtime that it is
 for, in a process that cannot import diffstride, and its outputs are compared
-with those of the source. It takes some minutes. Runtimes and converters are
-optional (`ai-edge-litert onnxruntime openvino onnx tf2onnx onnxscript
+with those of the source. It takes some minutes; with `--folder` the files are
+kept, and the same command goes on where it was stopped. Runtimes and converters
+are optional (`ai-edge-litert onnxruntime openvino onnx tf2onnx onnxscript
 jax2onnx litert-torch`); what is not installed is a line of the table.
 """
 
@@ -33,9 +34,17 @@ import numpy as np  # noqa: E402
 
 BACKENDS = ("tensorflow", "jax", "torch")
 FORMS = ("learned", "frozen", "spectral", "strided", "pooled")
-MODELS = ("Resnet", "converted")
+MODELS = ("converted", "Resnet")
+CASE = ("backend", "format", "model", "form")
 SHAPE = (20, 18, 3)
 TOLERANCE = 1e-4  # Above it a file computes something else.
+# What errors mean that do not say it themselves.
+KNOWN = {
+    "structure of `inputs` and `dynamic_shapes`": (
+        "Keras exports no model from torch to SavedModel: torch refuses how it "
+        "describes the shapes of inputs"
+    ),
+}
 PACKAGES = (
     *("keras", "tensorflow", "jax", "torch", "onnxruntime", "ai-edge-litert"),
     *("openvino", "onnx", "tf2onnx", "onnxscript", "jax2onnx"),
@@ -165,14 +174,17 @@ def in_form(model: Any, form: str) -> Any:
 
     if form == "learned":
         return model
-    return freeze(model) if form == "frozen" else harden(model, form, verbose=False)
+    return (
+        freeze(model)
+        if form == "frozen"
+        else harden(model, form, verbose=False)
+    )
 
 
-def export(model: Any, format: str, path: pathlib.Path) -> str:
-    """Exports a model; returns the path of the file, with its suffix."""
-    path = str(path) + FORMATS[format].suffix
-    model.export(path, format=FORMATS[format].keras_name, verbose=False)
-    return path
+def export(model: Any, format: str, place: pathlib.Path) -> None:
+    """Exports a model to a path without suffix."""
+    name, suffix, _ = FORMATS[format]
+    model.export(f"{place}{suffix}", format=name, verbose=False)
 
 
 def export_all(folder: pathlib.Path) -> None:
@@ -181,6 +193,7 @@ def export_all(folder: pathlib.Path) -> None:
 
     backend = keras.backend.backend()
     x = np.load(folder / "images.npy")
+    done = by_case(read(folder / "exported.jsonl"))
     for name in MODELS:
         keras.utils.set_random_seed(0)
         source = globals()[name.lower()]()
@@ -188,16 +201,17 @@ def export_all(folder: pathlib.Path) -> None:
             model = in_form(source, form)
             y = keras.ops.convert_to_numpy(model(x, training=False))
             for format in FORMATS:
-                place = folder / f"{backend}_{name}_{form}_{format}"
+                case = (backend, format, name, form)
+                if case in done:
+                    continue
+                place = folder / "_".join(case)
                 np.save(f"{place}.npy", y)
-                row = {
-                    "backend": backend,
-                    "format": format,
-                    "model": name,
-                    "form": form,
-                }
+                row = dict(zip(CASE, case, strict=True))
+                # Stands if this ends the process.
+                fatal = {**row, "error": "exporting ends the process"}
+                note(folder / "exported.jsonl", fatal)
                 try:
-                    row["path"] = export(model, format, place)
+                    export(model, format, place)
                 except Exception as error:
                     row["error"] = reason(error, folder)
                 note(folder / "exported.jsonl", row)
@@ -207,20 +221,26 @@ def load_all(folder: pathlib.Path, format: str) -> None:
     """Loads all files of a format, without diffstride; notes differences."""
     sys.modules["diffstride"] = None  # To import it is an error.
     x = np.load(folder / "images.npy")
-    for row in read(folder / "exported.jsonl"):
-        if row["format"] == format and "path" in row:
-            path = row.pop("path")
-            y = np.load(path.removesuffix(FORMATS[format].suffix) + ".npy")
-            try:
-                row.update(compared(FORMATS[format].load(path), x, y))
-            except Exception as error:
-                row["error"] = reason(error, folder)
-            note(folder / "loaded.jsonl", row)
+    done = by_case(read(folder / "loaded.jsonl"))
+    for case, row in by_case(read(folder / "exported.jsonl")).items():
+        if row["format"] != format or "error" in row or case in done:
+            continue
+        fatal = {**row, "error": "loading ends the process"}
+        note(folder / "loaded.jsonl", fatal)
+        place = str(folder / "_".join(case))
+        try:
+            call = FORMATS[format].load(place + FORMATS[format].suffix)
+            row.update(compared(call, x, np.load(f"{place}.npy")))
+        except Exception as error:
+            row["error"] = reason(error, folder)
+        note(folder / "loaded.jsonl", row)
 
 
 def compared(call: Callable, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """Largest difference for single images, and whether batches will do."""
-    found = np.concatenate([np.asarray(call(each)) for each in np.split(x, len(x))])
+    found = np.concatenate(
+        [np.asarray(call(each)) for each in np.split(x, len(x))]
+    )
     try:
         together = np.asarray(call(x))
         any_batch = bool(np.allclose(together, found, atol=TOLERANCE))
@@ -235,13 +255,21 @@ def compared(call: Callable, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 def reason(error: BaseException, folder: pathlib.Path) -> str:
     """What an error says, on one line, without paths of this machine."""
     root = error
-    while root.__cause__ is not None and isinstance(root.__cause__, ImportError):
+    while root.__cause__ is not None and isinstance(
+        root.__cause__, ImportError
+    ):
         root = root.__cause__
-    text = " ".join(str(root).replace(str(folder), "").split())
-    text = re.sub(r"(?<![\w.])/[\w./+-]+/", "", text)
+    text = str(root)
+    if bold := re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL):
+        text = bold[1]  # What Keras has been told, in its own words around it.
+    for pattern, known in KNOWN.items():
+        if re.search(pattern, text):
+            return known
+    text = " ".join(text.replace(str(folder), "").split())
+    text = re.sub(r"(?<![\w.:/])/[\w./+-]+/", "", text)
     if isinstance(root, ImportError):
         text = f"not installed: {text}"
-    return f"{text or type(root).__name__}"[:600]
+    return (text or type(root).__name__)[:400]
 
 
 def note(path: pathlib.Path, row: dict) -> None:
@@ -256,27 +284,26 @@ def read(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def measure(backends: tuple[str, ...]) -> dict[str, Any]:
+def by_case(rows: list[dict]) -> dict[tuple, dict]:
+    """Returns the last row of each case."""
+    return {tuple(row[key] for key in CASE): row for row in rows}
+
+
+def measure(folder: pathlib.Path, backends: tuple[str, ...]) -> dict[str, Any]:
     """Exports in a process for each backend, loads in one for each format."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        write_images(folder)
-        for backend in backends:
-            print(f"exporting on {backend}", flush=True)
-            start("--export", name, KERAS_BACKEND=backend)
-        for format in FORMATS:
-            print(f"loading {format}", flush=True)
-            start("--load", name, format)
-        keys = ("backend", "format", "model", "form")
-        rows = {
-            tuple(row[key] for key in keys): row
-            for file in ("exported.jsonl", "loaded.jsonl")
-            for row in read(folder / file)
-        }
-    for row in rows.values():
-        if row.pop("path", None):
-            row["error"] = "the process that loads it has ended"
-    return {"packages": versions(), "rows": list(rows.values())}
+    write_images(folder)
+    for backend in backends:
+        print(f"exporting on {backend}", flush=True)
+        start("--export", str(folder), KERAS_BACKEND=backend)
+    for format in FORMATS:
+        print(f"loading {format}", flush=True)
+        start("--load", str(folder), format)
+    rows = [
+        row
+        for file in ("exported.jsonl", "loaded.jsonl")
+        for row in read(folder / file)
+    ]
+    return {"packages": versions(), "rows": list(by_case(rows).values())}
 
 
 def write_images(folder: pathlib.Path) -> None:
@@ -358,8 +385,13 @@ def main(argv: list[str]) -> int:
     elif options.load:
         load_all(pathlib.Path(options.load[0]), options.load[1])
     else:
-        text = options.table and pathlib.Path(options.table).read_text()
-        results = json.loads(text) if text else measure(options.backends)
+        if options.table:
+            results = json.loads(pathlib.Path(options.table).read_text())
+        else:
+            with tempfile.TemporaryDirectory() as name:
+                folder = options.folder or pathlib.Path(name)
+                folder.mkdir(parents=True, exist_ok=True)
+                results = measure(folder.resolve(), options.backends)
         print(table(results))
         if options.output:
             from diffstride.files import make_folder, replace_text
@@ -377,6 +409,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=pathlib.Path, help="receives the results, as JSON")
     add("--table", metavar="JSON", help="print the table of these results")
+    add("--folder", type=pathlib.Path, help="keeps the exported files")
     add("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
     add("--export", type=pathlib.Path, help=argparse.SUPPRESS)
     add("--load", nargs=2, help=argparse.SUPPRESS)
