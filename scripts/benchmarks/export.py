@@ -44,6 +44,19 @@ KNOWN = {
         "Keras exports no model from torch to SavedModel: torch refuses how it "
         "describes the shapes of inputs"
     ),
+    r"aten::ravel": (
+        "matrices of strides that may change need an operation, "
+        "`aten::ravel`, that the converter lacks: freeze the model"
+    ),
+    r"called inside of a compiled function": (
+        "sizes depend on a learned stride, and have to be known: freeze the "
+        "model"
+    ),
+    r"XlaCallModule": (
+        "OpenVINO has no rule for what holds a program of JAX "
+        "(`XlaCallModule`)"
+    ),
+    r"pip install litert-torch": "not installed: litert-torch",
 }
 PACKAGES = (
     *("keras", "tensorflow", "jax", "torch", "onnxruntime", "ai-edge-litert"),
@@ -317,7 +330,8 @@ def start(*arguments: str, **environment: str) -> None:
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(
         command,
-        env={**os.environ, **environment},
+        # Converters fork, and a fork keeps the locks of files just written.
+        env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE", **environment},
         capture_output=True,
         text=True,
     )
@@ -364,11 +378,11 @@ def table(results: dict[str, Any]) -> str:
 
 def cell(rows: list[dict], notes: dict[str, int]) -> str:
     """The largest difference of several models, or the numbers of reasons."""
-    parts = []
+    parts: list[str] = []
     if differences := [r["difference"] for r in rows if "difference" in r]:
         largest = max(differences)
         wrong = " (wrong)" if largest > TOLERANCE else ""
-        parts.append(f"{largest:.0e}{wrong}")
+        parts.append(f"{largest:.0e}{wrong}" if largest else "0")
     for row in rows:
         if "error" in row:
             number = notes.setdefault(row["error"], len(notes) + 1)
