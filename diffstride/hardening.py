@@ -365,9 +365,7 @@ class _Plain:
                 strides = self._plan[id(layer.pooling)].strides
             elif layer.pooling is not None:
                 pooling = self._pooling(layer.pooling, f"{own}_pooling")
-            conv_in = [
-                self._copy(layer.conv_in, f"{own}_conv_in", strides)
-            ]
+            conv_in = [self._copy(layer.conv_in, f"{own}_conv_in", strides)]
             if pooling is not None:
                 before = layer.pooling_placement == "before"
                 conv_in.insert(0 if before else 1, pooling)

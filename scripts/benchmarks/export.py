@@ -48,13 +48,12 @@ KNOWN = {
         "matrices of strides that may change need an operation, "
         "`aten::ravel`, that the converter lacks: freeze the model"
     ),
-    r"called inside of a compiled function": (
+    r"called inside of a compiled function|NoneType.*jax.numpy.arange": (
         "sizes depend on a learned stride, and have to be known: freeze the "
         "model"
     ),
     r"XlaCallModule": (
-        "OpenVINO has no rule for what holds a program of JAX "
-        "(`XlaCallModule`)"
+        "OpenVINO has no rule for what holds a program of JAX (`XlaCallModule`)"
     ),
     r"pip install litert-torch": "not installed: litert-torch",
 }
