@@ -18,6 +18,7 @@ import argparse
 import collections
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -48,7 +49,7 @@ KNOWN = {
         "matrices of strides that may change need an operation, "
         "`aten::ravel`, that the converter lacks: freeze the model"
     ),
-    r"called inside of a compiled function|NoneType.*jax.numpy.arange": (
+    r"called inside of a compiled function|to jax.numpy.arange as": (
         "sizes depend on a learned stride, and have to be known: freeze the "
         "model"
     ),
@@ -315,7 +316,8 @@ def measure(folder: pathlib.Path, backends: tuple[str, ...]) -> dict[str, Any]:
         for file in ("exported.jsonl", "loaded.jsonl")
         for row in read(folder / file)
     ]
-    return {"packages": versions(), "rows": list(by_case(rows).values())}
+    rows = [row for _, row in sorted(by_case(rows).items())]
+    return {"packages": versions(), "rows": rows}
 
 
 def write_images(folder: pathlib.Path) -> None:
@@ -358,7 +360,9 @@ def table(results: dict[str, Any]) -> str:
         cells[row["backend"], row["format"], row["form"]].append(row)
     notes: dict[str, int] = {}
     lines = []
-    for backend, format in dict.fromkeys(key[:2] for key in cells):
+    for backend, format in itertools.product(BACKENDS, FORMATS):
+        if (backend, format, FORMS[0]) not in cells:
+            continue
         rows = [cells[backend, format, form] for form in FORMS]
         worked = [r for each in rows for r in each if "difference" in r]
         batch = "any" if all(r["any_batch"] for r in worked) else "one image"
