@@ -109,7 +109,8 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
     hardened = harden(network((1.9, 3.2, 1.3)), "strided", verbose=False)
     shapes = {call.name: call.output_shape[1:3] for call in profile(hardened)}
     assert shapes["stem"] == (14, 14)
-    assert shapes["block_2_layer_0_conv_in"] == (7, 7)
+    *_, last = (shapes[name] for name in shapes if name.endswith("conv_in"))
+    assert last == (7, 7)
 
 
 @not_jax
