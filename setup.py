@@ -7,6 +7,7 @@ import setuptools
 _REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
 _DATASETS = ["scikit-learn>=1.5"]
 _SEARCH = ["optuna>=5.0"]
+_AUDIO = ["soundfile>=0.13", "soxr>=0.5"]
 
 setuptools.setup(
     name="diffstride",
@@ -64,11 +65,13 @@ setuptools.setup(
         "typeguard>=4.3",
     ],
     extras_require={
+        "audio": _AUDIO,
         "datasets": _DATASETS,
         "jax": ["jax>=0.10"],
         "report": _REPORT,
         "search": _SEARCH,
         "test": [
+            *_AUDIO,
             *_DATASETS,
             *_REPORT,
             *_SEARCH,

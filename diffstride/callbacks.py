@@ -153,7 +153,7 @@ class EpochRecorder(keras.callbacks.Callback):
     def __init__(
         self,
         path: str | os.PathLike,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         first_epoch: int = 0,
     ):
         super().__init__()

@@ -22,7 +22,7 @@ import gin
 import keras
 import typeguard
 
-from diffstride import data, resnet, train
+from diffstride import audio_cnn, data, networks, resnet, train
 from diffstride.antialiasing import BlurPool2D, FLCPooling, MaxBlurPool2D
 from diffstride.cosine import DCTDiffStride
 from diffstride.dynopool import DynOPool
@@ -62,7 +62,10 @@ def _register_named(function: Callable) -> None:
     _register(build, "resnet", function.__name__)
 
 
-for _target in (data.load_datasets, data.pad_crop_flip):
+for _target in (
+    *(data.load_datasets, data.pad_crop_flip),
+    *(data.load_audio, data.spec_augment),
+):
     _register(_target, "data")
 for _target in (
     *(DiffStride, DCTDiffStride, DynOPool),
@@ -78,8 +81,11 @@ for _name in ("CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"):
         getattr(keras.optimizers.schedules, _name), "keras.optimizers.schedules"
     )
 _Resnet = _register(resnet.Resnet, "resnet")
+_register(audio_cnn.AudioCNN, "audio_cnn")
 _register_named(resnet.resnet18)
 _register_named(resnet.resnet56)
+_register(networks.densenet, "networks")
+_register(networks.application, "networks")
 run_training = _register(train.train, "train")
 operative = gin.operative_config_str
 
@@ -179,12 +185,25 @@ def located(message: str, files: Sequence[str], bindings: Sequence[str]) -> str:
 
 
 def unused(bindings: Sequence[str], operative_text: str) -> list[str]:
-    """Says of each binding that has no effect that it has none."""
+    """Says of each binding that has no effect that it has none.
+
+    What is set alike for several, such as the strides of two networks, has one
+    if one of them is used.
+    """
     used = re.findall(r"^\s*([\w./]+) =", operative_text, re.MULTILINE)
+    given = [
+        (key, (key.rpartition(".")[2], repr(value)), where)
+        for key, value, where in _statements([], bindings)
+    ]
+    effective = {
+        alike
+        for key, alike, _ in given
+        if any(_is_same(key, each) for each in used)
+    }
     return [
         f"`{key}` is set in {where}, but nothing in this run uses it"
-        for key, _, where in _statements([], bindings)
-        if not any(_is_same(key, each) for each in used)
+        for key, alike, where in given
+        if alike not in effective
     ]
 
 
@@ -310,7 +329,7 @@ def _fixed_settings(text: str) -> set[str]:
     statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
     free = (
         r"(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
-        r"load_datasets\.data_dir) ="
+        r"load_(datasets|audio)\.data_dir) ="
     )
     return {
         " ".join(statement.split())

@@ -11,7 +11,7 @@ from keras import layers
 from diffstride.budget import stride_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
-from diffstride.profiling import AXES, Call, path_in, pooling_states, profile
+from diffstride.profiling import Call, axes_of, path_in, pooling_states, profile
 from diffstride.resampling import resample_macs
 from diffstride.resizing import BaseSpectralResize
 from diffstride.strided import PoolingLayer
@@ -124,7 +124,7 @@ def scalars(model: keras.Model, calls: Sequence[Call]) -> dict[str, float]:
     values: dict[str, float] = {}
     states = pooling_states(calls)
     for state in states:
-        names = AXES[len(state.strides)]
+        names = axes_of(model, len(state.strides))
         for axis, stride, size in zip(
             names, state.strides, state.output_size, strict=True
         ):

@@ -21,6 +21,7 @@ with quiet_libraries(exits=__name__ == "__main__"):
     from diffstride import config, data, resnet
     from diffstride.cost import model_cost
     from diffstride.errors import UserError, as_config_errors
+    from diffstride.networks import make_network
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +39,10 @@ def answer(args: argparse.Namespace, asked: TextIO, answers: TextIO) -> None:
     """Writes a line for each line that is asked."""
     bindings = list(args.gin_bindings)
     if args.data_dir is not None:
-        bindings.append(f"data.load_datasets.data_dir = {args.data_dir!r}")
+        bindings += [
+            f"data.load_{kind}.data_dir = {args.data_dir!r}"
+            for kind in ("datasets", "audio")
+        ]
     datasets = None
     for line in asked:
         given = [*bindings, *json.loads(line)]
@@ -58,10 +62,11 @@ def answer(args: argparse.Namespace, asked: TextIO, answers: TextIO) -> None:
 
 def _count(training: dict[str, Any], datasets: data.Datasets) -> dict[str, Any]:
     model_cls = training.get("model_cls", resnet.resnet18)
-    model = model_cls(num_output_classes=datasets.num_classes)
-    model.build((None, *datasets.image_shape))
+    shape = datasets.image_shape
+    model = make_network(model_cls, datasets.num_classes, shape)
+    model.build((None, *shape))
     return {
-        "macs": model_cost(model, datasets.image_shape).macs,
+        "macs": model_cost(model, shape).macs,
         "images": datasets.images_per_epoch,
         "epochs": training.get("num_epochs", 1),
         "validates": datasets.validation is not None,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def human(number: float, unit: str = "") -> str:
@@ -11,6 +12,34 @@ def human(number: float, unit: str = "") -> str:
         if number >= 0.99995 * factor:
             return f"{number / factor:.1f} {prefix}{unit}"
     return f"{number:.0f} {unit}".rstrip()
+
+
+def cutoffs(
+    layers: Sequence[dict[str, Any]], steps: Sequence[float]
+) -> list[str]:
+    """Returns up to what frequency each pooling of a sound lets maps pass.
+
+    A map of n frames that is pooled with stride s keeps up to n / (2 s) cycles
+    over its length, which is that of the first map.
+
+    Args:
+        layers: states of pooling layers, those of a summary, in depth order.
+        steps: seconds of a frame, and mel channels of a row, of the first map.
+    """
+    texts = []
+    for layer in layers:
+        hertz, cycles = (
+            size / (2 * stride * first * step)
+            for size, stride, first, step in zip(
+                layer["input_size"],
+                layer["strides"],
+                layers[0]["input_size"],
+                steps,
+                strict=True,
+            )
+        )
+        texts.append(f"{hertz:.1f} Hz x {cycles:.3f} per mel channel")
+    return texts
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from diffstride import arguments
+from diffstride.audio_cnn import WindowedSequential
 from diffstride.cost import ModelCost, cost_of_calls, model_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
@@ -316,6 +317,10 @@ class _Plain:
         )
         for source, copy in self._pairs:
             copy_weights(source, copy)
+        if isinstance(self._model, WindowedSequential):
+            shape = model.input_shape
+            model = WindowedSequential(model.layers, name=model.name)
+            model.build(shape)
         return model
 
     def _layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -79,6 +79,7 @@ def main(argv: list[str]) -> int:
         ("train.workdir", _WORKDIR),
         ("train.seed", _SEED),
         ("data.load_datasets.data_dir", _DATA_DIR),
+        ("data.load_audio.data_dir", _DATA_DIR),
     ):
         if flag.value is not None:
             bindings.append(f"{name} = {flag.value!r}")

@@ -20,7 +20,10 @@ The three ramps. `S` is the stride, `R` the smoothness, `T = max(size/S, 2)/2`:
 
 Sizes are for even inputs and never exceed the input's; odd ones stay odd
 (`2 ceil(T + R) - 1`, `2 ceil(T - 1/2) + 1`), and `straight_through` is in all
-that it computes forward the fixed spectral pooling of the same stride. No ramp
+that it computes forward the fixed spectral pooling of the same stride. Where
+parity need not stay, sizes are the least that hold what has a weight:
+`ceil(2 T + 2 R)`, `ceil(2 T)` and `size // S`. The outer ramp's `-k` takes the
+weight of `k - 1` then where the output is even. No ramp
 attenuates k = 0. In `outer`, as released, T has no gradient at `size/S < 2`, in
 the others it keeps that of `size/(2 S)`, so that a stride can come back.
 
@@ -78,6 +81,7 @@ class LowPass:
         cropping: whether outputs have the size that the mask leaves. If not,
             they keep that of the input, and the mask is the same.
         widest: largest smoothness there will be, where it changes.
+        keep_parity: whether even sizes stay even, and odd ones odd.
     """
 
     smoothness: Any = 4.0
@@ -86,6 +90,7 @@ class LowPass:
     upper_limit: float | None = None
     cropping: bool = True
     widest: float | None = None
+    keep_parity: bool = True
 
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes.
@@ -166,13 +171,19 @@ class LowPass:
             self.ramp,
             self.cropping,
             self.widest,
+            self.keep_parity,
         )
 
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
         last = len(sizes) - 1
         return tuple(
             learned_size(
-                size, stride, self.smoothness, self.ramp, two_sided=axis < last
+                size,
+                stride,
+                self.smoothness,
+                self.ramp,
+                two_sided=axis < last,
+                keep_parity=self.keep_parity,
             )
             for axis, (size, stride) in enumerate(
                 zip(sizes, _each(used, sizes), strict=True)
@@ -266,17 +277,22 @@ def learned_size(
     smoothness: float,
     ramp: str = "outer",
     two_sided: bool = True,
+    keep_parity: bool = True,
 ) -> Size:
     """Output size along one axis, at the stride in force; at most `size`.
 
     Whether the axis is two-sided matters to `straight_through` only.
     """
     if ramp == "straight_through":
-        return fixed_size(size, stride, even=two_sided)
+        return fixed_size(size, stride, even=two_sided and keep_parity)
     ops = ops_for(size, stride)
     stride = ops.stop_gradient(stride)
     half_width = ops.maximum(ops.cast(size, stride.dtype) / stride, 2.0) / 2.0
     odd = size % 2
+    if not keep_parity:
+        outside = smoothness if ramp == "outer" else 0.0
+        edge = half_width + ops.cast(outside, stride.dtype)
+        return to_size(ops.minimum(to_size(ops.ceil(2.0 * edge)), size))
     if ramp == "outer":
         kept = ops.ceil(half_width + ops.cast(smoothness, stride.dtype))
         bins = ops.maximum(to_size(kept), 1)  # Even without a number.
@@ -296,6 +312,7 @@ def learned_band(
     ramp: str = "outer",
     cropping: bool = True,
     widest: float | None = None,
+    keep_parity: bool = True,
 ) -> Band:
     """Mask along one axis, with the gradient of the stride in force.
 
@@ -312,7 +329,7 @@ def learned_band(
         # As released: the gradient is whole at 2, on all backends.
         half_width = ops.where(nominal < 2.0, 2.0, nominal) / 2.0
         edge = half_width + ops.cast(smoothness, dtype)
-        odd = size % 2
+        odd = (size if keep_parity else output_size) % 2
         shift = ops.cast(1 - odd, dtype)
         positive = _ramp(ops, edge - k, smoothness, cropping)
         negative = _ramp(ops, edge - k + shift, smoothness, cropping)

@@ -98,6 +98,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         stride_lr_multiplier: float = 1.0,
         frozen: bool = False,
         final_smoothness_factor: float | None = None,
+        keep_parity: bool = True,
         **kwargs: Any,
     ):
         super().__init__(
@@ -127,6 +128,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             )
         self.cropping = arguments.boolean("cropping", cropping)
         self.ramp = arguments.choice("ramp", ramp, RAMPS)
+        self.keep_parity = arguments.boolean("keep_parity", keep_parity)
         self.final_smoothness_factor = final_smoothness_factor
         self.current_smoothness = self.smoothness_factor
         self.supports_jit = self.compiles()
@@ -152,6 +154,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             "cropping": self.cropping,
             "ramp": self.ramp,
             "final_smoothness_factor": self.final_smoothness_factor,
+            "keep_parity": self.keep_parity,
         }
 
     def freeze(self) -> None:
@@ -218,6 +221,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             self.upper_limit_stride,
             self.cropping,
             self.smoothness_factor,
+            self.keep_parity,
         )
 
     @property
@@ -292,6 +296,10 @@ class DiffStride(BaseDiffStride):
         final_smoothness_factor: smoothness at the end of training, from 0 to
             `smoothness_factor`, or `None` where it stays. The layer keeps the
             smoothness in a weight then, which `SmoothnessSchedule` moves.
+        keep_parity: whether maps of even sizes stay even and odd ones odd, as
+            released. If not, sizes change one by one, which matters to small
+            maps; with the inner ramp, or a smoothness of 0, they are then
+            `ceil(size / stride)`, those of strided convolutions.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:
@@ -308,8 +316,10 @@ class DiffStride(BaseDiffStride):
         an even size it is `2 * ceil(smoothness_factor + max(size / stride, 2) /
         2)` with the outer ramp, and the next even number from `size / stride`
         on with the inner one; odd sizes stay odd. Straight-through gives the
-        sizes of `FixedSpectralPooling`. As the strides may change, static
-        shapes show `None` there when cropping, unless frozen.
+        sizes of `FixedSpectralPooling`. With `keep_parity=False` these are
+        `ceil(2 * smoothness_factor + max(size / stride, 2))`, `ceil(max(size /
+        stride, 2))` and `max(size // stride, 2)`. As the strides may change,
+        static shapes show `None` there when cropping, unless frozen.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -30,6 +30,14 @@ AXES = {
 }
 
 
+def axes_of(model: keras.Model, rank: int) -> tuple[str, ...]:
+    """Returns the names of the axes of a model's maps.
+
+    A model may have others, as its `axes`, by their number.
+    """
+    return getattr(model, "axes", AXES)[rank]
+
+
 class Call(NamedTuple):
     """A call of a layer.
 
@@ -213,7 +221,7 @@ def stride_logs(model: keras.Model) -> dict[str, float]:
         f"stride/{path_in(model, layer)}/{axis}": float(stride)
         for layer in pooling_layers(model)
         for axis, stride in zip(
-            AXES[len(layer.strides)], _strides(layer), strict=True
+            axes_of(model, len(layer.strides)), _strides(layer), strict=True
         )
     }
 

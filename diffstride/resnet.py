@@ -94,16 +94,14 @@ class ResidualLayer(Composite, keras.layers.Layer):
         self.kernel_size = arguments.plain(kernel_size)
         self.strides = arguments.plain(strides)
         self.pooling_cls = pooling_factory(pooling_cls)
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.pooling_placement = arguments.choice(
             "pooling_placement", pooling_placement, PLACEMENTS
         )
 
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
-        conv_strides = _conv_strides(strides, pooling_cls)
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
+        conv_strides = whole_strides(strides, pooling_cls)
         self.bn_in = parts.batch_norm_relu("bn_in")
         self.conv_in = parts.conv(filters, kernel, conv_strides, "conv_in")
         self.pooling = None
@@ -326,7 +324,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     Args:
         filters: channels of the stem, then of each block.
         strides: strides of the stem, then of each block; numbers or pairs
-            (height, width), or text such as `"1, 1, 2, 2, 2"`. Integers unless
+            (height, width), or text such as `"4x1, 1, 2, 2"`. Integers unless
             `pooling_cls` takes others.
         num_output_classes: number of outputs; `None` for a network that ends
             before average and dense layer and puts out the last maps.
@@ -343,6 +341,10 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         pooling_placement: where residual layers pool, `"after"` their first
             convolution or `"before"` it; see `ResidualLayer`. The stem pools
             after its convolution.
+        large_stem: whether the stem is that of large images: a 7x7 convolution
+            and a 3x3 max pooling, each with a fixed stride of 2, in front of
+            what `strides` are about. The first of `strides` must be 1 then, as
+            the stem has no pooling layer of `pooling_cls`.
         **kwargs: `name`, `trainable` and `dtype`.
 
     Call arguments:
@@ -385,13 +387,14 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         weight_decay: float = 0.0,
         num_layers: int = 2,
         pooling_placement: str = "after",
+        large_stem: bool = False,
         **kwargs: Any,
     ):
         dtype = kwargs.pop("dtype", None)  # Sequential models take none.
         super().__init__(**kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
-        strides = _parse_strides(strides)
+        strides = parse_strides(strides)
         filters = arguments.plain(filters)
         if not isinstance(filters, (list, tuple)):
             raise arguments.refusal("filters", "a list of integers", filters)
@@ -416,6 +419,12 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
                     f"`strides[{i}]` must be 1: that block consists of identity"
                     f" layers only (`id_only`). Received: strides={strides}"
                 )
+        self.large_stem = arguments.boolean("large_stem", large_stem)
+        if large_stem and set(_pair(strides[0])) != {1}:
+            raise ValueError(
+                "`strides[0]` must be 1 with `large_stem`, whose strides are "
+                f"fixed. Received: strides={strides}"
+            )
         self.filters = filters
         self.strides = strides
         if num_output_classes is not None:
@@ -430,7 +439,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
             )
         self.output_activation = output_activation
         self.id_only = id_only
-        self.channels_first = _resolve_channels_first(channels_first)
+        self.channels_first = resolve_channels_first(channels_first)
         self.pooling_cls = pooling_factory(pooling_cls)
         self.weight_decay = _resolve_weight_decay(weight_decay)
         self.num_layers = arguments.integer("num_layers", num_layers)
@@ -443,17 +452,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
 
     def _parts(self) -> Iterator[keras.layers.Layer]:
         """The layers from the input to the output."""
-        parts = _Parts(
-            self.channels_first, self.weight_decay, self.dtype_policy
-        )
-        yield parts.conv(
-            self.filters[0],
-            3,
-            _conv_strides(self.strides[0], self.pooling_cls),
-            "stem",
-        )
-        if self.pooling_cls is not None:
-            yield parts.pooling(self.pooling_cls, self.strides[0])
+        parts = Parts(self.channels_first, self.weight_decay, self.dtype_policy)
+        yield from self._stem_parts(parts)
         for i, identity in enumerate(self.id_only, 1):
             yield ResnetBlock(
                 self.filters[i],
@@ -470,20 +470,24 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         yield parts.batch_norm_relu("bn_head")
         if self.num_output_classes is None:
             return
-        yield keras.layers.GlobalAveragePooling2D(
-            data_format=parts.data_format,
-            dtype=self.dtype_policy,
-            name="average",
-        )
-        yield keras.layers.Dense(
-            self.num_output_classes,
-            activation=self.output_activation,
-            kernel_initializer="he_normal",
-            kernel_regularizer=parts.penalty(),
-            bias_regularizer=parts.penalty(),
-            dtype=self.dtype_policy,
-            name="dense",
-        )
+        yield from parts.head(self.num_output_classes, self.output_activation)
+
+    def _stem_parts(self, parts: "Parts") -> Iterator[keras.layers.Layer]:
+        if self.large_stem:
+            yield parts.conv(self.filters[0], 7, 2, "stem")
+            yield keras.layers.MaxPooling2D(
+                3,
+                2,
+                padding="same",
+                data_format=parts.data_format,
+                dtype=self.dtype_policy,
+                name="stem_max",
+            )
+            return
+        strides = whole_strides(self.strides[0], self.pooling_cls)
+        yield parts.conv(self.filters[0], 3, strides, "stem")
+        if self.pooling_cls is not None:
+            yield parts.pooling(self.pooling_cls, self.strides[0])
 
     def build(self, input_shape: tuple) -> None:
         """Builds the graph, for batches of any size."""
@@ -501,7 +505,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     @property
     def stem_pooling(self) -> keras.layers.Layer | None:
         """The pooling layer of the stem, if there is one."""
-        return None if self.pooling_cls is None else self.layers[1]
+        none = self.pooling_cls is None or self.large_stem
+        return None if none else self.layers[1]
 
     @property
     def blocks(self) -> list[ResnetBlock]:
@@ -511,8 +516,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
     @property
     def pooling_layers(self) -> list[keras.layers.Layer]:
         """The pooling layers, in depth order."""
-        stem = [] if self.pooling_cls is None else [self.stem_pooling]
-        return stem + [
+        stem = self.stem_pooling
+        return ([] if stem is None else [stem]) + [
             each for block in self.blocks for each in block.pooling_layers
         ]
 
@@ -535,6 +540,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
             "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
             "pooling_placement": self.pooling_placement,
+            "large_stem": self.large_stem,
             **self.changed_config(),
         }
 
@@ -595,8 +601,8 @@ class BatchNormReLU(keras.layers.BatchNormalization):
         return keras.ops.relu(super().call(inputs, training, mask))
 
 
-class _Parts:
-    """Makes the parts that all layers have in common."""
+class Parts:
+    """Makes the parts that all layers and networks have in common."""
 
     def __init__(self, channels_first: bool, weight_decay: float, dtype: Any):
         self.data_format = (
@@ -607,12 +613,14 @@ class _Parts:
         self.dtype = dtype
 
     def penalty(self) -> keras.regularizers.Regularizer | None:
+        """Returns what weights are penalised by."""
         decay = self.weight_decay
         return keras.regularizers.L2(decay) if decay else None
 
     def conv(
         self, filters: int, kernel_size: Any, strides: Any, name: str
     ) -> keras.layers.Layer:
+        """Returns a convolution without bias."""
         return keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -627,6 +635,7 @@ class _Parts:
         )
 
     def batch_norm_relu(self, name: str) -> keras.layers.Layer:
+        """Returns batch normalisation and ReLU."""
         return BatchNormReLU(
             axis=self.channel_axis,
             momentum=0.9,
@@ -635,12 +644,36 @@ class _Parts:
             name=name,
         )
 
-    def pooling(self, factory: Callable, strides: Stride) -> keras.layers.Layer:
+    def head(
+        self, classes: int, activation: Any = None
+    ) -> Iterator[keras.layers.Layer]:
+        """Yields what ends a network: average pooling and a dense layer."""
+        yield keras.layers.GlobalAveragePooling2D(
+            data_format=self.data_format, dtype=self.dtype, name="average"
+        )
+        yield self.dense(classes, activation)
+
+    def dense(self, classes: int, activation: Any = None) -> keras.layers.Layer:
+        """Returns the dense layer that ends a network."""
+        return keras.layers.Dense(
+            classes,
+            activation=activation,
+            kernel_initializer="he_normal",
+            kernel_regularizer=self.penalty(),
+            bias_regularizer=self.penalty(),
+            dtype=self.dtype,
+            name="dense",
+        )
+
+    def pooling(
+        self, factory: Callable, strides: Stride, name: str = "pooling"
+    ) -> keras.layers.Layer:
+        """Returns a pooling layer."""
         layer = factory(
             strides=_pair(strides),
             data_format=self.data_format,
             dtype=self.dtype,
-            name="pooling",
+            name=name,
         )
         if not isinstance(layer, keras.layers.Layer):
             expected = "a layer class, or a callable that makes layers"
@@ -653,7 +686,8 @@ def _pair(strides: Stride) -> tuple:
     return tuple(plain) if isinstance(plain, (list, tuple)) else (plain,) * 2
 
 
-def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+def whole_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
+    """Returns the strides of convolutions: 1 where a pooling has them."""
     if pooling_cls is not None:
         return (1, 1)
     pair = arguments.strides("strides", strides, 2)
@@ -665,20 +699,27 @@ def _conv_strides(strides: Stride, pooling_cls: PoolingClass) -> tuple:
     return tuple(int(s) for s in pair)
 
 
-def _parse_strides(strides: Sequence[Stride] | str) -> list:
+def parse_strides(strides: Sequence[Stride] | str) -> list:
+    """Returns strides as a list, from a list or from text."""
     plain = arguments.plain(strides)
     if isinstance(plain, (list, tuple)):
         return [arguments.plain(s) for s in plain]
     try:
-        numbers = [float(s) for s in plain.split(",")]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError
+        return [_parse_stride(stride) for stride in plain.split(",")]
     except (ValueError, AttributeError, TypeError):
         expected = (
-            "numbers separated by commas, such as '1, 1, 2, 2, 2', or a list"
+            "numbers, or pairs such as 4x1, separated by commas, such as "
+            "'1, 1, 2, 2, 2', or a list"
         )
         raise arguments.refusal("strides", expected, strides) from None
-    return [int(s) if s == int(s) else s for s in numbers]
+
+
+def _parse_stride(stride: str) -> Stride:
+    numbers = [float(number) for number in stride.split("x")]
+    if len(numbers) > 2 or not all(map(math.isfinite, numbers)):
+        raise ValueError
+    plain = tuple(int(s) if s == int(s) else s for s in numbers)
+    return plain if len(plain) == 2 else plain[0]
 
 
 def _resolve_id_only(id_only: Any, num_blocks: int) -> list[bool]:
@@ -699,7 +740,8 @@ def _resolve_weight_decay(weight_decay: Any) -> float | None:
     return arguments.number("weight_decay", weight_decay)
 
 
-def _resolve_channels_first(channels_first: bool | None) -> bool:
+def resolve_channels_first(channels_first: bool | None) -> bool:
+    """Returns whether channels come first, as Keras has it for `None`."""
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
     return arguments.boolean("channels_first", channels_first)

@@ -26,6 +26,7 @@ _SUMMARY = {
     **{"validation_accuracy?": float, "images_per_epoch?": float},
     "cost?": _COST,
     "environment?": {"devices?": [str]},
+    **{"axes?": [str], "steps?": [float]},
     "pooling?": [_LAYER],
 }
 _RUN = {

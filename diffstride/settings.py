@@ -9,6 +9,8 @@ from typing import Any
 RAMPS = ("outer", "inner", "straight_through")
 STRIDES = "strides"
 LAMBDA = "lambda"
+BUDGET = "budget"
+NETWORK = "network"
 
 _POOLING = "resnet.Resnet.pooling_cls"
 METHODS = {
@@ -66,9 +68,34 @@ PARAMETERS = {
         "pooling.DCTDiffStride.final_smoothness_factor",
     ],
     "placement": ["resnet.Resnet.pooling_placement"],
-    "budget": ["train.train.budget"],
+    BUDGET: ["train.train.budget"],
     "harden": ["train.train.harden_to"],
     "finetune": ["train.train.finetune_epochs"],
+    NETWORK: ["train.train.model_cls"],
+}
+# Networks by name, and what has the parameters of `resnet.Resnet` there.
+NETWORKS = {
+    "resnet": ("resnet.Resnet", {}),
+    "resnet18": (
+        "resnet.resnet18",
+        {"resnet.Resnet.strides": "resnet.resnet18.strides"},
+    ),
+    "resnet56": (
+        "resnet.resnet56",
+        {"resnet.Resnet.strides": "resnet.resnet56.strides"},
+    ),
+    "densenet": (
+        "networks.densenet",
+        {"resnet.Resnet.": "networks.densenet."},
+    ),
+    "application": (
+        "networks.application",
+        {"resnet.Resnet.": "networks.application."},
+    ),
+    "audio_cnn": (
+        "audio_cnn.AudioCNN",
+        {"resnet.Resnet.": "audio_cnn.AudioCNN."},
+    ),
 }
 # Which methods a parameter reaches, by how its name begins; all, if not here.
 _REACH = {
@@ -96,16 +123,34 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
         and (method is not None or RIVALS.keys() >= set(methods))
     )
     names = PARAMETERS.get(axis, [axis])
-    return [name for name in names if not name.startswith(unreached)]
+    return [
+        _in_network(settings, name) if axis in PARAMETERS else name
+        for name in names
+        if not name.startswith(unreached)
+    ]
 
 
 def bindings(settings: dict[str, Any]) -> list[str]:
     """Lists the gin bindings that the settings of a run mean."""
-    lines = list(METHODS.get(settings.get("method"), []))
+    lines = [
+        _in_network(settings, line)
+        for line in METHODS.get(settings.get("method"), [])
+    ]
     for axis, value in settings.items():
+        if axis == NETWORK:
+            value = f"@{NETWORKS[value][0]}"
         for parameter in parameters(settings, axis):
             lines.append(f"{parameter} = {_as_gin(value)}")
     return lines
+
+
+def _in_network(settings: dict[str, Any], text: str) -> str:
+    """A parameter, or a line that sets one, for the network of a run."""
+    _, names = NETWORKS.get(settings.get(NETWORK), ("", {}))
+    for begin, instead in names.items():
+        if text.startswith(begin):
+            return instead + text.removeprefix(begin)
+    return text
 
 
 def _as_gin(value: Any) -> str:

@@ -18,12 +18,13 @@ from diffstride.compute_budget import add_compute_budget
 from diffstride.cost import cost_of_calls
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
-from diffstride.formatting import aligned, human
+from diffstride.formatting import aligned, cutoffs, human
 from diffstride.hardening import TARGETS, harden
+from diffstride.networks import make_network
 from diffstride.optimization import exclude_strides_from_weight_decay
 from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
-from diffstride.static import static_sizes
+from diffstride.static import learned_layers, static_sizes
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 
@@ -55,9 +56,11 @@ def train(
     with the same arguments ends with the same weights as one that was not.
 
     Args:
-        load_data_fn: called with `seed`, returns `data.Datasets`.
-        model_cls: called with `num_output_classes`, returns a model that takes
-            images and gives logits.
+        load_data_fn: called with `seed`, returns `data.Datasets`:
+            `data.load_datasets` of images, `data.load_audio` of sounds.
+        model_cls: called with `num_output_classes`, and with `input_shape` if
+            it has an argument of this name, returns a model that takes these
+            and gives logits.
         optimizer_cls: called without arguments, returns an optimizer. Strides
             are kept out of its weight decay.
         num_epochs: number of epochs to have trained in the end.
@@ -115,7 +118,9 @@ def train(
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
         with strategy.scope():
-            model = model_cls(num_output_classes=datasets.num_classes)
+            model = make_network(
+                model_cls, datasets.num_classes, datasets.image_shape
+            )
             _check_data_format(model)
             model.build((None, *datasets.image_shape))
             _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
@@ -259,6 +264,8 @@ class _Stage:
             "environment": environment(),
             "pooling": [state._asdict() for state in pooling_states(calls)],
         }
+        if steps := getattr(model, "steps", None):  # Its maps are no images.
+            summary |= {"axes": list(model.axes[2]), "steps": list(steps)}
         if hardened:
             summary["hardened"] = hardened
         files.replace_text(
@@ -424,7 +431,9 @@ def _compiled(
     label_smoothing: float,
     jit_compile: bool,
 ) -> keras.Model:
-    if jit_compile:
+    # Our ResNets are so on JAX without being told.
+    on_jax = keras.backend.backend() == "jax"
+    if jit_compile or on_jax and learned_layers(model):
         static_sizes(model)
     optimizer = optimizer_cls()
     exclude_strides_from_weight_decay(optimizer, model)
@@ -496,7 +505,8 @@ def _format_summary(summary: dict[str, Any]) -> str:
         f"{summary['epochs']} epochs",
         f"parameters     {summary['parameters']:,}",
         f"cost           {human(cost['macs'])} multiply-accumulates and "
-        f"{human(cost['activation_bytes'], 'B')} of activations an image",
+        f"{human(cost['activation_bytes'], 'B')} of activations "
+        f"{'a window' if 'axes' in summary else 'an image'}",
     ]
     if hardened := summary.get("hardened"):
         learned = hardened["learned"]
@@ -506,17 +516,24 @@ def _format_summary(summary: dict[str, Any]) -> str:
             f"{100 * hardened['before_finetuning']['test_accuracy']:.2f} % "
             "before fine-tuning"
         )
-    rows = [("pooling layer", "initial stride", "stride now", "in", "out")]
+    rows = [["pooling layer", "initial stride", "stride now", "in", "out"]]
     for state in summary["pooling"]:
         strides = (state["initial"], state["strides"])
         sizes = (state["input_size"], state["output_size"])
         rows.append(
-            (
+            [
                 state["name"],
                 *(" x ".join(f"{s:.2f}" for s in pair) for pair in strides),
                 *(" x ".join(map(str, pair)) for pair in sizes),
-            )
+            ]
         )
+    if steps := summary.get("steps"):
+        found = cutoffs(summary["pooling"], steps)
+        for row, cell in zip(rows, ["cut-off", *found], strict=True):
+            row.append(cell)
     if summary["pooling"]:
         lines += ["", *aligned(rows)]
+    if summary["pooling"] and "axes" in summary:
+        axes = " x ".join(summary["axes"])
+        lines += ["", f"Of strides, sizes and cut-offs the order is {axes}."]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ def diffstride(
     norm="backward",
     ramp="outer",
     held=None,
+    keep_parity=True,
 ):
     """DiffStride of `x`, (batch, channels, *spatial).
 
@@ -48,13 +49,17 @@ def diffstride(
         f = _frequencies(size, last)
         stride = strides[axis]
         if ramp == "outer":
-            mask = _outer(f, size, stride, smoothness, last)
-            new_size = _size_of(mask, size, last)
+            new_size = _least_size(size, stride, 2 * smoothness)
+            even = (size if keep_parity else new_size) % 2 == 0
+            mask = _outer(f, size, stride, smoothness, last, even)
+            if keep_parity:
+                new_size = _size_of(mask, size, last)
         elif ramp == "inner":
             mask = _inner(f, size, stride, smoothness)
-            new_size = _next_size(size, stride)
+            of = _next_size if keep_parity else _least_size
+            new_size = of(size, stride)
         else:
-            new_size = _fixed_size(size, held[axis], last)
+            new_size = _fixed_size(size, held[axis], last or not keep_parity)
             mask = _kept(f, new_size, last).astype("float64")
             if smoothness:
                 width = max(smoothness, 1.0)
@@ -93,9 +98,9 @@ def _frequencies(size, last):
     return np.round(np.fft.fftfreq(size) * size).astype(int)
 
 
-def _outer(f, size, stride, smoothness, last):
+def _outer(f, size, stride, smoothness, last, even):
     position = np.abs(f)
-    if size % 2 == 0:
+    if even:
         # The negative side reaches a bin further, and so does the last axis.
         position = position - ((f < 0) | last)
     inside = max(size / stride, 2) / 2 - position
@@ -126,6 +131,10 @@ def _size_of(mask, size, last):
     if not last:
         return kept
     return 2 * kept - 1 if size % 2 else 2 * (kept - 1)
+
+
+def _least_size(size, stride, outside=0):
+    return min(math.ceil(max(size / stride, 2) + outside), size)
 
 
 def _next_size(size, stride):

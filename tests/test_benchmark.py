@@ -122,6 +122,19 @@ def test_sentences_on_performance_agree_with_the_results():
         assert sentence in text
 
 
+def test_the_readme_agrees_with_the_results():
+    steps = {
+        row["contender"]: row["step_ms"]["median"] for row in RESULTS["network"]
+    }
+    before, after = (
+        steps[name] / steps["strided"] for name in ("inner, before", "inner")
+    )
+    said = (
+        f"takes {before:.2f} of the time of strided convolutions, {after:.2f}"
+    )
+    assert said in (ROOT / "README.md").read_text()
+
+
 def _layer_sentences():
     ms = report.backward_ms
     cases = {}
@@ -178,6 +191,22 @@ def _network_sentences():
         f"{through / steps[name]:.2f}" for name in ("spectral", "strided")
     ]
     yield f"straight-through {' and '.join(ratios)}"
+    yield from _before_sentences()
     yield f"in {RESULTS['seconds'] / 60:.0f} minutes"
     for key in ("device", "version", "keras"):
         yield RESULTS["environment"][key]
+
+
+def _before_sentences():
+    rows = {row["contender"]: row for row in RESULTS["network"]}
+    (step, forward), (hard_step, hard_forward) = (
+        [
+            rows[name][f"{key}_ms"]["median"]
+            / rows["strided"][f"{key}_ms"]["median"]
+            for key in ("step", "forward")
+        ]
+        for name in ("inner, before", "outer, hard, before")
+    )
+    yield f"of the inner ramp takes {step:.2f} of the time of strided"
+    yield f"convolutions, and a forward pass {forward:.2f}"
+    yield f"made hard takes {hard_step:.2f} and {hard_forward:.2f}"

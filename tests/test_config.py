@@ -76,9 +76,12 @@ def test_every_shipped_config_parses():
         "cifar10.gin",
         "cifar100.gin",
         "cifar10_augmented.gin",
+        "cifar10_densenet.gin",
+        "cifar10_efficientnet.gin",
         "digits.gin",
         "digits_budget.gin",
         "fashion_mnist.gin",
+        "imagenet_resnet18.gin",
     ]
     for name in names:
         config.load([name], [])

@@ -344,7 +344,10 @@ def no_network(monkeypatch):
         ({"name": "digitz"}, "`name` must be a data set of TFDS.*digits"),
         ({"name": "imdb_reviews"}, "must be an image-classification data set"),
         ({"mixup_alpha": -0.1}, "`mixup_alpha` must be >= 0"),
-        ({"resizing": "stretch"}, "`resizing` must be 'resize' or 'pad'"),
+        (
+            {"resizing": "stretch"},
+            "`resizing` must be 'resize', 'pad' or 'crop'",
+        ),
         ({"image_size": (8, 8, 8)}, "`image_size` must be a positive number"),
         ({"batch_size": 0}, "`batch_size` must be >= 1"),
         ({"shuffle_buffer": 0}, "`shuffle_buffer` must be >= 1"),

@@ -27,11 +27,11 @@ LAYERS = (
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics",
+    "budget diagnostics audio_cnn",
     "cost logger recalibration",
     "hardening",
     "compute conversion",
-    "compute_budget",
+    "compute_budget networks",
     "callbacks",
     "train",
     "config",
@@ -47,7 +47,8 @@ LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
     "fourier waves resampling strided pooling profiling resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "logger cost compute compute_budget hardening formatting "
+    "audio_cnn logger cost compute compute_budget hardening networks "
+    "formatting "
     "conversion recalibration".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}

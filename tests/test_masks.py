@@ -1,5 +1,7 @@
 """Strides in force, output sizes and masks, by themselves."""
 
+import math
+
 import numpy as np
 import oracle
 import pytest
@@ -103,6 +105,22 @@ class TestSizes:
                 if nominal % 2 == 0 and size % 2 == 0:
                     crop = HardCrop((stride, stride))
                     assert crop.output_sizes((size, size)) == (output, other)
+
+    @pytest.mark.parametrize("smoothness", [0.0, 0.5, 4.0])
+    @pytest.mark.parametrize("ramp", masks.RAMPS)
+    def test_of_any_parity_hold_what_has_a_weight(self, ramp, smoothness):
+        low_pass = LowPass(smoothness, ramp, keep_parity=False)
+        for size in range(1, 40):
+            for stride in (*STRIDES, 1.7):
+                strides = np.float32([stride])
+                (band,) = low_pass.bands((size,), strides)
+                kept = int((band.negative > 0).sum())
+                assert band.output_size // 2 + 1 == kept
+                assert min(size, 2) <= band.output_size <= size
+                if ramp == "inner":
+                    (used,) = low_pass.used((size,), strides)
+                    least = max(math.ceil(size / used), 2)
+                    assert band.output_size == min(size, least)
 
     def test_straight_through_has_those_of_fixed_pooling(self):
         low_pass = LowPass(4.0, "straight_through")

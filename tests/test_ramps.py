@@ -130,6 +130,32 @@ class TestGradients:
                 gradient, expected, atol=1e-3 * scale.min(), rtol=1e-3
             )
 
+    @pytest.mark.parametrize("cropping", [True, False])
+    @pytest.mark.parametrize("ramp", RAMPS)
+    def test_where_sizes_of_any_parity_come_out(self, ramp, cropping):
+        sizes = ((16, 16), (15, 20), (9, 7), (21,), (9, 10, 13))
+        for size in sizes[3:] if JAX else sizes:
+            options = {
+                "smoothness": 1.25,
+                "cropping": cropping,
+                "ramp": ramp,
+                "keep_parity": False,
+            }
+            for factor in (1.0, 0.88):
+                strides = [factor * s for s in STRIDES[len(size)]]
+                x = images(2, 2, *size)
+                expected = oracle.diffstride(x, strides, **options)
+                cotangent = images(*expected.shape, seed=1)
+                layer = LEARNED[len(size)](
+                    strides, 1.25, cropping, ramp=ramp, keep_parity=False
+                )
+                assert relative_error(apply(layer, x), expected) < 1e-5
+                np.testing.assert_allclose(
+                    gradients(layer, x, cotangent)[2],
+                    oracle_gradient(x, strides, cotangent, **options),
+                    rtol=2e-3,
+                )
+
     @pytest.mark.parametrize("rank", [1, 2, 3])
     @pytest.mark.parametrize("data_format", FORMATS)
     def test_of_the_input_is_the_transpose(self, data_format, rank):

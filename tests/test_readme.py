@@ -63,6 +63,15 @@ def test_the_examples_on_layers_run():
     assert np.array(strides).tolist() == [2.0, 2.0]
 
 
+def test_the_examples_on_sound_run():
+    names = examples("docs/audio.md")
+    assert names["logits"].shape == (4, 8)
+    network = names["waveform_network"](3)
+    x = np.random.default_rng(0).normal(size=(2, 2, 512)).astype("float32")
+    network.build((None, 512))
+    assert network(x).shape == (2, 3)
+
+
 @pytest.mark.slow
 def test_the_examples_on_conversion_run():
     names = examples("docs/convert.md")
@@ -173,7 +182,7 @@ def test_our_own_configs_have_what_is_recommended():
         "ramp": rows["ramp"].replace('"', "'"),
         "smoothness_factor": str(float(rows["smoothness_factor"])),
     }
-    for name in ("digits", "fashion_mnist", "cifar10_augmented"):
+    for name in ("digits", "fashion_mnist", "cifar10_augmented", "audio"):
         text = (ROOT / "configs" / f"{name}.gin").read_text()
         bound = re.findall(r"^pooling\.DiffStride\.(.*) = (.*)$", text, re.M)
         assert dict(bound) == recommended, name

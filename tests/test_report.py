@@ -20,7 +20,9 @@ from diffstride.report.study import shown, study
 from diffstride.report.tables import (
     ablation_table,
     accuracy_table,
+    budget_table,
     cost_table,
+    cutoff_table,
     expected_table,
     frontier_table,
     repeated_seeds,
@@ -580,6 +582,40 @@ def test_layers_of_other_dimensions_are_drawn(rank, tmp_path):
     assert drawn >= {"learned_strides", "cutoffs", "masks", "trajectories"}
 
 
+def test_fixed_strides_stand_in_the_budget_that_they_spend():
+    records = [
+        *made([90, 94], strides="1,1,2,2", budget=1_000_000),
+        *made([96], strides="1,1,2,2", budget=2_000_000),
+        *made([91, 93], method="strided", strides="2,2,2,2"),
+        *made([95], method="strided", strides="1,4,2,2"),
+        *made([99], method="strided", strides="1,1,1,1"),
+    ]
+    fixed = [each for each in records if each["settings"]["method"] != "outer"]
+    for each, macs in zip(fixed, (0.9e6, 0.9e6, 1.04e6, 1.3e6), strict=True):
+        each["summary"]["cost"]["macs"] = macs
+    for each, validation in zip(fixed, (0.9, 0.8, 0.8, 0.9), strict=True):
+        each["summary"]["validation_accuracy"] = validation
+    _, *rows = table(budget_table(study(records)))
+    assert [[*row[:3], *row[4:]] for row in rows] == [
+        [
+            *("1", "strided", "2 (3)", "93.50", "92.00 (2,2,2,2)"),
+            *("95.00 (1,4,2,2)", "92.00 (2,2,2,2)"),
+        ],
+        ["1", "outer", "1 (2)", "92.00", *["92.00 (1,1,2,2)"] * 2, "-"],
+        ["2", "outer", "1 (1)", "96.00", *["96.00 (1,1,2,2)"] * 2, "-"],
+    ]
+    assert rows[0][3] == "0.90 to 1.04"
+    assert budget_table(study(made([90]))) is None
+
+
+def test_layers_that_were_hardened_are_those_that_learned():
+    each = record(budget=1_000_000)
+    learned = {"pooling": each["summary"].pop("pooling")}
+    each["summary"] |= {"pooling": [], "hardened": {"learned": learned}}
+    (row,) = study([each]).runs.itertuples()
+    assert row.learned == learned["pooling"] and row.moved
+
+
 def test_runs_are_not_counted_twice():
     each = record()
     assert len(study([each, each]).runs) == 1
@@ -782,3 +818,24 @@ finally:
         assert done.returncode == status, done.stderr
         assert said in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_strides_of_sounds_are_told_in_hertz(tmp_path):
+    records = made([90, 92], method="outer", strides="2,2,2,2")
+    for each in records:
+        each["summary"] |= {"axes": ["time", "frequency"], "steps": [0.01, 1]}
+        for row in each["epochs"]:
+            for key in [key for key in row if key.startswith("stride/")]:
+                axis = "time" if key.endswith("height") else "frequency"
+                row[f"{key.rpartition('/')[0]}/{axis}"] = row.pop(key)
+    text = page.write(records, tmp_path).read_text()
+    assert "## Strides as cut-off frequencies" in text
+    assert "](trajectories.png)" in text and "height x width" not in text
+    first = [each["summary"]["pooling"][0]["strides"] for each in records]
+    time, frequency = np.mean(first, axis=0)
+    assert table(cutoff_table(study(records)))[1][-3:] == [
+        "pooling",
+        f"{time:.2f} x {frequency:.2f}",
+        f"{50 / time:.1f} Hz x {0.5 / frequency:.3f} per mel channel",
+    ]
+    assert cutoff_table(study([record()])) is None

@@ -89,6 +89,13 @@ def test_strides_as_text_or_list(strides):
     assert [layer.strides[0] for layer in pooling] == [1, 3, 2, 3]
 
 
+def test_text_with_pairs():
+    model = resnet18("1x2, 1, 3x1.5, 2, 3", pooling_cls=DiffStride)
+    assert model.strides == [(1, 2), 1, (3, 1.5), 2, 3]
+    with pytest.raises(ValueError, match="`strides` must be numbers, or pairs"):
+        resnet18("1, 1, 2x2x2, 2, 3")
+
+
 def test_output_sizes_follow_the_strides():
     for pooling_cls, expected in (
         (None, 3),
@@ -379,7 +386,7 @@ def test_channels_first_shapes():
         ),
         (
             lambda: resnet18("1, 1, two"),
-            "`strides` must be numbers separated by commas",
+            "`strides` must be numbers, or pairs such as 4x1",
         ),
         (
             lambda: ResidualLayer(8, strides=2),

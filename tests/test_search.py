@@ -166,7 +166,7 @@ class TestSpace:
         found = space.load(
             ["strides=1-2,3,2-4", "method=strided|spectral", "seed=7"]
         )
-        assert found.ranges == ((1, 2), (3, 3), (2, 4))
+        assert found.ranges == (((1, 2),), ((3, 3),), ((2, 4),))
         assert found.size == 2 * 1 * 3 * 2
         assert found.choices["stage_3"] == [2, 3, 4]
         assert found.choices["method"] == ["strided", "spectral"]
@@ -179,6 +179,13 @@ class TestSpace:
         }
         assert "resnet.Resnet.strides = '2,3,4'" in run.bindings
 
+    def test_ranges_of_height_and_width(self):
+        found = space.load(["strides=1-4x2,1-2"])
+        assert found.size == 4 * 1 * 2
+        run = found.run({"stage_1_1": 3, "stage_1_2": 2, "stage_2": 1})
+        assert run.settings["strides"] == "3x2,1"
+        assert len({run.name for run in found.runs()}) == 8
+
     def test_a_file_like_those_of_sweeps(self, tmp_path):
         path = tmp_path / "space.toml"
         path.write_text(
@@ -187,7 +194,7 @@ class TestSpace:
         )
         found = space.load([str(path)])
         assert (found.gin_config, found.bindings) == ("digits.gin", ["a.b = 1"])
-        assert found.ranges == ((1, 2), (1, 1))
+        assert found.ranges == (((1, 2),), ((1, 1),))
         run = found.run({"stage_1": 1, "stage_2": 1})
         assert "resnet.Resnet.pooling_placement = 'before'" in run.bindings
 
@@ -198,6 +205,7 @@ class TestSpace:
             (["strides=2-1,1"], "needs the axis .* Received: 2-1,1"),
             (["strides=0-2"], "needs the axis .* Received: 0-2"),
             (["strides=1.5,2"], "needs the axis .* Received: 1.5,2"),
+            (["strides=1x2x3,2"], "needs the axis .* Received: 1x2x3,2"),
             (["strides=1,2|1,3"], r"needs the axis .* Received: 1,2\|1,3"),
             (["strides=1-2", "seed=0|1"], r"`seed` must have one value.*0\|1"),
             (

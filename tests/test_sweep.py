@@ -38,6 +38,21 @@ class TestSettings:
             assert known or rival, beginning
             assert set(methods) <= set(settings.METHODS)
 
+    @pytest.mark.parametrize("network", settings.NETWORKS)
+    def test_settings_reach_the_network_that_is_named(self, network):
+        given = {"network": network, "strides": "1,2", "placement": "before"}
+        lines = settings.bindings({"method": "spectral", **given})
+        target, names = settings.NETWORKS[network]
+        assert f"train.train.model_cls = @{target}" in lines
+        strides = names.get("resnet.Resnet.strides", f"{target}.strides")
+        assert f"{strides} = '1,2'" in lines
+        where = "resnet.Resnet" if target.startswith("resnet.") else target
+        pooling = "@pooling.FixedSpectralPooling"
+        assert lines[0] == f"{where}.pooling_cls = {pooling}"
+        assert f"{where}.pooling_placement = 'before'" in lines
+        config.load(["cifar10.gin"], lines)
+        gin.clear_config()
+
     def test_rivals_are_layers_that_are_reached_by_what_they_know(self):
         for method, layer in settings.RIVALS.items():
             lines = settings.bindings(
@@ -160,6 +175,7 @@ class TestPlan:
             "budget=700000",
             "harden=pooled",
             "finetune=3",
+            "network=resnet",
             "keras.optimizers.SGD.learning_rate=0.1",
             "train.train.devices=['CPU:0']",
             "data.load_datasets.augment_fn=@data.pad_crop_flip",

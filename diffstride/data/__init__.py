@@ -1,14 +1,18 @@
-"""Image-classification data: a TFDS name in, batches for a Keras model out."""
+"""Classification data: images and sounds, in batches for a Keras model."""
 
+from diffstride.data.audio import load_audio, spec_augment
 from diffstride.data.augmentation import mixup, mixup_weights, pad_crop_flip
-from diffstride.data.pipeline import Datasets, load_datasets
+from diffstride.data.images import load_datasets
+from diffstride.data.pipeline import Datasets
 from diffstride.data.sources import NORMALIZATION
 
 __all__ = [
     "NORMALIZATION",
     "Datasets",
+    "load_audio",
     "load_datasets",
     "mixup",
     "mixup_weights",
     "pad_crop_flip",
+    "spec_augment",
 ]

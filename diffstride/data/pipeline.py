@@ -1,4 +1,4 @@
-"""From a TFDS name to shuffled, augmented, normalised batches.
+"""From examples to shuffled, augmented batches, whatever they are of.
 
 Everything random is drawn statelessly from the seed, the epoch and the index of
 the example, so that a run taken up again at some epoch sees the same batches as
@@ -7,14 +7,13 @@ one that was never stopped.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import keras
 import tensorflow as tf
 
 from diffstride.data.augmentation import mixup, mixup_weights
-from diffstride.data.sources import Source
 from diffstride.errors import DataError
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -24,13 +23,14 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """Batches of (images, one-hot labels), ready for `fit`.
+    """Batches of (images or sounds, one-hot labels), ready for `fit`.
 
     Attributes:
         epoch: gives the training batches of an epoch, from its number.
         test: the test batches, once through.
         num_classes: number of classes.
-        image_shape: shape of an image, in the data format of the batches.
+        image_shape: shape of an example: that of an image, in the data format
+            of the batches, or (samples,) of a sound.
         steps_per_epoch: number of training batches in an epoch.
         reading: gives a context that turns what is wrong with the data, as
             batches are made of it, into one line.
@@ -41,7 +41,7 @@ class Datasets:
     epoch: Callable[[int], tf.data.Dataset]
     test: tf.data.Dataset
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     steps_per_epoch: int
     reading: Callable[[], contextlib.AbstractContextManager] = (
         contextlib.nullcontext
@@ -70,112 +70,93 @@ class Datasets:
         return numbers.flat_map(self.epoch).prefetch(tf.data.AUTOTUNE)
 
 
-def load_datasets(
-    name: str = "cifar10",
-    batch_size: int = 128,
-    augment_fn: AugmentFn | None = None,
-    mixup_alpha: float = 0.0,
-    data_dir: str | None = None,
-    image_size: int | Sequence[int] | None = None,
-    resizing: str = "resize",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    train_split: str = "train",
-    test_split: str | None = None,
-    shuffle_buffer: int | None = None,
-    seed: int = 0,
-    validation_split: str | None = None,
-) -> Datasets:
-    """Loads an image-classification data set of TFDS by its name.
+class Splits:
+    """What is trained, tested and validated on, of one source.
 
-    With Mixup, images are merged in disjoint pairs, as in the authors'
-    release: a batch of `batch_size` uses up twice as many images, and an epoch
-    has half as many steps.
+    A source has `name`, `default_test_split()`, `examples(argument, split)`,
+    which are pairs of an encoded input and a label, both scalars,
+    `reading(*splits)`, a context that names the file that is at fault, and for
+    `shuffle_files` `streamed(split)`, which gives the pairs in an order that
+    is decided by a seed.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        train_split: str,
+        test_split: str | None,
+        validation_split: str | None,
+        shuffle_files: bool = False,
+    ):
+        self.name = source.name
+        test_split = test_split or source.default_test_split()
+        self.train = source.examples("train_split", train_split)
+        self.streamed = source.streamed(train_split) if shuffle_files else None
+        self.test = source.examples("test_split", test_split)
+        self.validation = None
+        splits = [train_split, test_split]
+        if validation_split is not None:
+            self.validation = source.examples(
+                "validation_split", validation_split
+            )
+            splits.append(validation_split)
+        self.reading = partial(source.reading, *splits)
+
+
+def batched(
+    splits: Splits,
+    example: Callable[..., tuple],
+    once_through: Callable[[tf.data.Dataset], tf.data.Dataset],
+    num_classes: int,
+    batch_size: int,
+    mixup_alpha: float,
+    shuffle_buffer: int | None,
+    seed: int,
+    kind: str,
+) -> Datasets:
+    """Makes batches of examples.
 
     Args:
-        name: a TFDS name such as `"cifar10"`, or `"digits"`.
-        batch_size: number of examples in a batch. Incomplete training batches
-            are dropped, incomplete test batches are not.
-        augment_fn: `augment_fn(image, seed)` gives the image to train on;
-            `image` is (height, width, channels) in [0, 255], `seed` a pair of
-            integers for stateless random operations. `pad_crop_flip` is one.
-        mixup_alpha: parameter of the Beta distribution that the weights of
-            Mixup are drawn from; 0 is no Mixup.
-        data_dir: where TFDS keeps its data; `None` is TFDS's own choice.
-        image_size: size to bring images to, a number or (height, width).
-            Needed where images differ in size.
-        resizing: `"resize"` scales to `image_size`; `"pad"` pads or crops to
-            it, around the centre.
-        mean: mean of each channel, for pixels in [0, 1]. By default the known
-            constants of the data set, else measured on the first 10,000
-            examples of the training split.
-        std: deviation of each channel, with the same default.
-        train_split: TFDS split to train on, such as `"train[:90%]"`.
-        test_split: TFDS split to test on; by default `"test"`, or else
-            `"validation"`, the first that has labels.
-        shuffle_buffer: number of (still encoded) examples that are held and
-            shuffled together, one such window after the other; by default all
-            of them, a full shuffle. To be set where they exceed the memory.
-        seed: seed of order, augmentation and Mixup.
-        validation_split: TFDS split to validate on after each epoch, such as
-            `"train[90%:]"`, to be kept out of `train_split`; by default epochs
-            are validated on the test split.
-
-    Returns:
-        A `Datasets`.
-
-    Raises:
-        DataError: if the data set does not exist, is not at hand and cannot be
-            downloaded, or does not fit the other arguments.
+        splits: the encoded examples.
+        example: called with what a split holds and `seed`, gives what is
+            trained on.
+        once_through: gives the batches of a split that is tested on.
+        num_classes: number of classes.
+        batch_size: number of examples in a batch.
+        mixup_alpha: parameter of Mixup, 0 for none.
+        shuffle_buffer: number of examples that are shuffled together, all of
+            them for `None`.
+        seed: seed of all that is random.
+        kind: what the examples are, for errors.
     """
-    _check_at_least(0, mixup_alpha=mixup_alpha)
-    _check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
-    source = Source(name, data_dir, image_size, resizing)
-    test_split = test_split or source.default_test_split()
-    train = source.examples("train_split", train_split)
-    test = source.examples("test_split", test_split)
-    splits = [train_split, test_split]
-    if validation_split is not None:
-        validation = source.examples("validation_split", validation_split)
-        splits.append(validation_split)
-    reading = partial(source.reading, *splits)
-    with reading():
-        mean, std = source.normalization(train, mean, std)
-    num_examples = int(train.cardinality())
-    images_per_batch = batch_size * (2 if mixup_alpha else 1)
-    if num_examples < images_per_batch:
+    num_examples = int(splits.train.cardinality())
+    per_batch = batch_size * (2 if mixup_alpha else 1)
+    if num_examples < per_batch:
         raise DataError(
-            f"`batch_size` is too large: {images_per_batch} images make a "
+            f"`batch_size` is too large: {per_batch} {kind} make a "
             f"training batch{' with Mixup' if mixup_alpha else ''}, but "
-            f"'{name}' has {num_examples}. Received: batch_size={batch_size}"
+            f"'{splits.name}' has {num_examples}. Received: "
+            f"batch_size={batch_size}"
         )
     epoch = _Epoch(
-        source,
-        train.enumerate(),
-        mean,
-        std,
-        keras.config.image_data_format() == "channels_first",
-        images_per_batch,
-        augment_fn,
+        splits.streamed or (lambda _: splits.train),
+        example,
+        per_batch,
         mixup_alpha,
         shuffle_buffer or num_examples,
+        splits.streamed is not None,
         seed,
     )
     # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
-    image_shape = tuple(epoch(0).element_spec[0].shape[1:])
-
-    def once_through(examples: tf.data.Dataset) -> tf.data.Dataset:
-        images = examples.map(epoch.example, tf.data.AUTOTUNE)
-        return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-
+    shape = tuple(epoch(0).element_spec[0].shape[1:])
     return Datasets(
         epoch,
-        once_through(test),
-        source.num_classes,
-        image_shape,
-        num_examples // images_per_batch,
-        reading,
-        once_through(validation) if validation_split is not None else None,
+        once_through(splits.test),
+        num_classes,
+        shape,
+        num_examples // per_batch,
+        splits.reading,
+        None if splits.validation is None else once_through(splits.validation),
     )
 
 
@@ -183,35 +164,34 @@ def load_datasets(
 class _Epoch:
     """Gives the training batches of an epoch, from its number."""
 
-    source: Source
-    examples: tf.data.Dataset  # Each with its index.
-    mean: Sequence[float]
-    std: Sequence[float]
-    channels_first: bool
-    images_per_batch: int
-    augment_fn: AugmentFn | None
+    examples: Callable[[tf.Tensor], tf.data.Dataset]  # Of a seed.
+    example: Callable[..., tuple]
+    per_batch: int
     mixup_alpha: float
     window: int
+    prefetch: bool  # Of a window, while the one before is used up.
     seed: int
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, number: int) -> tf.data.Dataset:
         number = tf.cast(number, tf.int64)  # The dtype decides the outcome.
-        order_seed, image_seed, mixup_seed = (
-            _fold_in([self.seed, purpose], number) for purpose in range(3)
+        order_seed, example_seed, mixup_seed, file_seed = (
+            _fold_in([self.seed, purpose], number) for purpose in range(4)
         )
+        windows = self.examples(file_seed).enumerate().batch(self.window)
+        if self.prefetch:
+            windows = windows.prefetch(1)
         batches = (
-            self.examples.batch(self.window)
-            .enumerate()
+            windows.enumerate()
             .map(partial(_permute, order_seed))
             .unbatch()
             .map(
                 lambda index, encoded: self.example(
-                    *encoded, seed=_fold_in(image_seed, index)
+                    *encoded, seed=_fold_in(example_seed, index)
                 ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
-            .batch(self.images_per_batch, drop_remainder=True)
+            .batch(self.per_batch, drop_remainder=True)
         )
         if not self.mixup_alpha:
             return batches
@@ -220,28 +200,11 @@ class _Epoch:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
-    def example(
-        self, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor | None = None
-    ) -> tuple:
-        """Turns an encoded image and a label into what a model takes.
-
-        The image is augmented only if there is a seed.
-        """
-        image, label = self.source.decode(image, label)
-        if seed is not None and self.augment_fn is not None:
-            image = self.augment_fn(image, seed)
-        image = image / 255.0 - tf.constant(self.mean)
-        image = image / tf.constant(self.std)
-        if self.channels_first:
-            image = tf.transpose(image, (2, 0, 1))
-        return image, label
-
     def _mix(
-        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+        self, inputs: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
     ) -> tuple:
-        count = self.images_per_batch // 2
-        weights = mixup_weights(count, self.mixup_alpha, seed)
-        return mixup(images, labels, weights)
+        weights = mixup_weights(self.per_batch // 2, self.mixup_alpha, seed)
+        return mixup(inputs, labels, weights)
 
 
 def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
@@ -256,7 +219,8 @@ def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
     return tf.nest.map_structure(lambda x: tf.gather(x, order), window)
 
 
-def _check_at_least(least: int, **arguments: float | None) -> None:
+def check_at_least(least: int, **arguments: float | None) -> None:
+    """Refuses arguments that are smaller."""
     for name, value in arguments.items():
         if value is not None and value < least:
             raise DataError(

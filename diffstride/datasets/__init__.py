@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from diffstride.datasets.digits import Digits as Digits
+from diffstride.datasets.notes import Notes as Notes
+from diffstride.datasets.spectrograms import NotesImages as NotesImages
+from diffstride.datasets.tones import Tones as Tones
 from diffstride.errors import DataError
 
 
@@ -19,7 +22,8 @@ def find_builder(
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(), "digits"]
+        names = ["digits", "notes", "notes_images", "tones"]
+        known = [*tfds.list_builders(), *names]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise DataError(

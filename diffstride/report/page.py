@@ -165,6 +165,7 @@ def _common(runs: Study) -> str:
 
 
 def _tables(runs: Study) -> list[str]:
+    axes = " x ".join(runs.runs["axis_names"].iloc[0])
     parts = ["## Test accuracy, %", tables.accuracy_table(runs)]
     parts += [
         "## Accuracy beside cost",
@@ -172,11 +173,14 @@ def _tables(runs: Study) -> list[str]:
         "Multiply-accumulates (MACs) and memory of the activations are of one "
         "image in one forward pass, at the strides in the end; seconds are the "
         "median over epochs; strides and sizes are of each pooling layer in "
-        "depth order (height x width, one number where they agree), means over "
-        "seeds.",
+        f"depth order ({axes}, one number where they agree), means over seeds.",
     ]
+    if budgets := tables.budget_table(runs):
+        parts += ["## Within a budget", budgets]
     if expected := tables.expected_table(runs):
         parts += ["## Strides that were expected", expected]
+    if of_sounds := tables.cutoff_table(runs):
+        parts += ["## Strides as cut-off frequencies", of_sounds]
     if frontier := tables.frontier_table(runs):
         parts += ["## What lambda buys", frontier]
     ablations = []

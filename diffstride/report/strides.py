@@ -11,6 +11,7 @@ import pandas as pd
 from diffstride.report import style
 from diffstride.report.masks import sizes_of_inputs
 from diffstride.report.study import (
+    IMAGE_AXES,
     grouped,
     method_label,
     present,
@@ -19,12 +20,7 @@ from diffstride.report.study import (
 )
 from diffstride.settings import STRIDES
 
-_AXES = ("height", "width")
 _FILLS = ("full", "none")
-_KEY = [
-    ("initial", style.BAR, "", "-"),
-    ("filled: height, open: width", "white", "", ""),
-]
 
 
 def trajectories(run: Any) -> plt.Figure | str:
@@ -39,10 +35,12 @@ def trajectories(run: Any) -> plt.Figure | str:
         name = layer["name"]
         curves = {
             axis: [initial, *rows[column]]
-            for axis, initial in zip(_AXES, layer["initial"], strict=False)
+            for axis, initial in zip(
+                run["axis_names"], layer["initial"], strict=False
+            )
             if (column := f"stride/{name}/{axis}") in rows
         }
-        if layer["learned"]:
+        if layer["learned"] and curves:
             _draw_curves(axes, names[name], curves, *looks[name])
     lines = sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
     if not lines:
@@ -84,7 +82,7 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
         style.log_ticks(axes, "y")
     entries = [
         *((f"from {start}", *look, "") for start, look in looks.items()),
-        *_KEY,
+        *_key(runs),
     ]
     if strides["low"].notna().any():
         entries.append(("expected", style.EXPECTED, "s", ""))
@@ -133,7 +131,7 @@ def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
         figure,
         "What passes all layers ends between "
         f"{min(last):.2g} and {max(last):.2g} cycles per pixel of the image",
-        [*entries, *_KEY],
+        [*entries, *_key(runs)],
     )
     return figure
 
@@ -169,34 +167,45 @@ def _draw_curves(
     color: str,
     marker: str,
 ) -> None:
-    if len(curves) > 1 and curves["height"] == curves["width"]:
-        curves = {"": curves["height"]}
-    for axis, values in curves.items():
+    first, *others = curves.values()
+    if others == [first]:
+        curves = {"": first}
+    for place, (axis, values) in enumerate(curves.items()):
         axes.plot(
             *(range(len(values)), values),
             color=color,
             marker=marker,
             markevery=max(len(values) // 10, 1),
-            ls="--" if axis == "width" else "-",
-            fillstyle=_FILLS[axis == "width"],
+            ls="--" if place else "-",
+            fillstyle=_FILLS[place],
             clip_on=False,
             label=f"{name} {axis}".strip() + f", {values[-1]:.2f}",
         )
+
+
+def _key(runs: pd.DataFrame) -> list[tuple]:
+    """What all dots and bars are, in a legend."""
+    first, second = runs["axis_names"].iloc[0]
+    return [
+        ("initial", style.BAR, "", "-"),
+        (f"filled: {first}, open: {second}", "white", "", ""),
+    ]
 
 
 def _moved_most(run: Any, names: dict[str, str]) -> str:
     strides = _learned(run.to_frame().T)
     changes = (strides["end"] - strides["initial"]).abs()
     most = strides.loc[changes.sort_values(kind="stable").index[-1]]
+    axis = run["axis_names"][most.axis]
     return (
-        f"The most moved stride: {names[most.layer]} {_AXES[most.axis]}, from "
+        f"The most moved stride: {names[most.layer]} {axis}, from "
         f"{most.initial:.2f} to {most.end:.2f}"
     )
 
 
 def _learned(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each learned stride of each run."""
-    unknown = [(math.nan, math.nan)] * len(_AXES)
+    unknown = [(math.nan, math.nan)] * len(IMAGE_AXES)
     return pd.DataFrame(
         [
             {
@@ -230,7 +239,7 @@ def _how_they_moved(strides: pd.DataFrame) -> str:
     if len(known):
         axes = grouped(known, ["axis"])
         return "; ".join(
-            _as_expected(_AXES[axis], own) for (axis,), own in axes
+            _as_expected(IMAGE_AXES[axis], own) for (axis,), own in axes
         )
     change = strides["end"] / strides["initial"]
     raised, lowered = (change > 1.005).sum(), (change < 0.995).sum()

@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from diffstride.errors import UserError
-from diffstride.settings import LEARNED, METHODS, RIVALS, STRIDES, bindings
+from diffstride.settings import (
+    BUDGET,
+    LEARNED,
+    METHODS,
+    RIVALS,
+    STRIDES,
+    bindings,
+)
 
 MISSING = "-"
+IMAGE_AXES = ("height", "width")
 # Of methods that have a name of their own.
 _LABELS = {
     "fractional_max": "fractional max",
@@ -25,8 +33,11 @@ _LABELS = {
     "dynopool": "DynOPool",
     "dct": "DCT-DiffStride",
 }
+# What share of a budget a network of fixed strides may need to be compared with
+# those that were led to it.
+SPENT = (0.85, 1.05)
 _NUMBERS = (
-    *("accuracy", "macs", "memory", "stride_cost"),
+    *("accuracy", "validation", "macs", "memory", "stride_cost"),
     *("initial_factor", "factor"),
 )
 
@@ -104,6 +115,8 @@ def study(records: Iterable[dict[str, Any]]) -> Study:
     settings = _settings(ended)
     runs = pd.DataFrame(map(_facts, ended), dtype=object).join(settings)
     runs = runs.astype({**dict.fromkeys(_NUMBERS, float), "moved": bool})
+    if BUDGET in settings:
+        _enter_budgets(runs)
     axes = _axes(runs, list(settings))
     cells = _cells(runs, axes)
     return Study(ended, failed, unfinished, runs, list(settings), axes, cells)
@@ -283,7 +296,9 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     The factors are products of all strides, at the start and at the end.
     """
     summary = record["summary"]
-    layers = summary.get("pooling") or []
+    # Of a hardened network, what it was made of.
+    source = (summary.get("hardened") or {}).get("learned") or summary
+    layers = source.get("pooling") or []
     rows = record.get("epochs") or []
     learned = [layer for layer in layers if layer["learned"]]
     cost = {**(rows[-1] if rows else {}), **(summary.get("cost") or {})}
@@ -292,6 +307,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "method": _method(record),
         "seed": str(record["settings"].get("seed", summary.get("seed"))),
         "accuracy": 100 * summary["test_accuracy"],
+        "validation": 100 * summary.get("validation_accuracy", math.nan),
         "macs": cost.get("macs", math.nan) / 1e6,
         "memory": cost.get("activation_bytes", math.nan) / 1e6,
         "stride_cost": cost.get("stride_cost", math.nan),
@@ -299,9 +315,21 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "factor": _product(layers, "strides"),
         "layers": layers,
         "learned": learned,
+        "axis_names": tuple(summary.get("axes") or IMAGE_AXES),
+        "steps": summary.get("steps"),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }
+
+
+def _enter_budgets(runs: pd.DataFrame) -> None:
+    """Gives methods without a budget the largest that their runs spend."""
+    budgets = sorted(runs[BUDGET].dropna().unique())
+    knowing = set(runs.loc[runs[BUDGET].notna(), "method"])
+    for i, run in runs[~runs["method"].isin(knowing)].iterrows():
+        for budget in budgets:
+            if SPENT[0] <= run["macs"] * 1e6 / budget <= SPENT[1]:
+                runs.at[i, BUDGET] = budget
 
 
 def _product(layers: list[dict[str, Any]], key: str) -> float:

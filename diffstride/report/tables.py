@@ -6,16 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from diffstride.formatting import markdown
+from diffstride.formatting import cutoffs, markdown
 from diffstride.report.study import (
     MISSING,
+    SPENT,
     Study,
     axis_label,
     grouped,
     method_label,
     pooled_deviation,
 )
-from diffstride.settings import LAMBDA, STRIDES
+from diffstride.settings import BUDGET, LAMBDA, STRIDES
 
 
 def accuracy_table(study: Study) -> str:
@@ -113,6 +114,50 @@ def frontier_table(study: Study) -> str | None:
     return markdown(header, table)
 
 
+def budget_table(study: Study) -> str | None:
+    """What sets of strides within a budget reach, or `None` without budgets."""
+    if BUDGET not in study.settings:
+        return None
+    others = [axis for axis in study.others(STRIDES) if axis != BUDGET]
+    header = [
+        *("budget, M", *map(axis_label, others), "method", "sets (runs)"),
+        *("MACs, M", "mean accuracy, %", "lowest", "highest"),
+        "best in validation",
+    ]
+    columns = [BUDGET, *others, "method"]
+    within = study.runs[study.runs[BUDGET].notna()]
+    within = within.fillna(dict.fromkeys(others, MISSING))
+    within["order"] = within["method"].map(study.methods.index)
+    table = []
+    for (budget, *values, method), runs in grouped(
+        within.sort_values([BUDGET, "order"], kind="stable"), columns
+    ):
+        sets = runs.groupby(STRIDES)
+        means, validated = sets["accuracy"].mean(), sets["validation"].mean()
+        chosen = [means.idxmin(), means.idxmax()]
+        chosen += [validated.idxmax()] if validated.notna().any() else []
+        cells = [f"{means[strides]:.2f} ({strides})" for strides in chosen]
+        table.append(
+            [
+                f"{budget / 1e6:g}",
+                *map(str, values),
+                method_label(method),
+                f"{len(means)} ({len(runs)})",
+                f"{runs['macs'].min():.2f} to {runs['macs'].max():.2f}",
+                f"{means.mean():.2f}",
+                *(*cells, MISSING)[:3],
+            ]
+        )
+    low, high = SPENT
+    return markdown(header, table) + (
+        "\n\nSets of initial strides, and runs with them; their mean, and the "
+        "sets with the lowest and the highest. The highest of many is "
+        "flattered by the test images that it is found by; the best in "
+        f"validation is not. Fixed strides stand where they cost {low:.0%} to "
+        f"{high:.0%} of a budget."
+    )
+
+
 def ablation_table(study: Study, axis: str) -> str | None:
     """One axis alone: the other settings are the same in all of its rows.
 
@@ -156,6 +201,36 @@ def expected_table(study: Study) -> str | None:
             cells.append(f"{low:.2f}" + f" to {high:.2f}" * (high > low))
             cells.append(_accuracy(learned))
         table.append([*map(str, values), method_label(method), *cells])
+    return markdown(header, table) if table else None
+
+
+def cutoff_table(study: Study) -> str | None:
+    """Cut-offs of the strides of sounds, or `None` where there are none."""
+    header = [*map(axis_label, study.axes), "method", "layer"]
+    header += ["time x frequency", "cut-off (mean of seeds)"]
+    table = []
+    columns = [*study.axes, "method"]
+    for (*values, method), runs in grouped(study.cells, columns):
+        runs = runs[runs["steps"].notna() & runs["layers"].map(bool)]
+        if not len(runs):
+            continue
+        # Networks of a cell are alike but for the seed.
+        means = [
+            {
+                "name": layers[0]["name"],
+                **{
+                    key: pd.DataFrame([each[key] for each in layers]).mean()
+                    for key in ("strides", "input_size")
+                },
+            }
+            for layers in zip(*runs["layers"], strict=True)
+        ]
+        for layer, text in zip(
+            means, cutoffs(means, runs["steps"].iloc[0]), strict=True
+        ):
+            strides = " x ".join(f"{s:.2f}" for s in layer["strides"])
+            row = [*map(str, values), method_label(method)]
+            table.append([*row, layer["name"], strides, text])
     return markdown(header, table) if table else None
 
 

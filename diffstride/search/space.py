@@ -13,19 +13,21 @@ from diffstride.sweep import grid
 
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
+Range = tuple[int, int]  # The smallest and the largest stride.
+
 
 @dataclasses.dataclass(frozen=True)
 class Space:
     """Candidates: a stride for each stage, and a value of each other axis.
 
     Attributes:
-        ranges: smallest and largest stride of each stage.
+        ranges: of each stage, one range for all axes, or one for each.
         axes: values of the other axes; one with a single value does not vary.
         gin_config: the config that the TOML file names, if one is given.
         bindings: those of the TOML file.
     """
 
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[Range, ...], ...]
     axes: dict[str, list[grid.Value]]
     gin_config: str | None = None
     bindings: Sequence[str] = ()
@@ -34,11 +36,22 @@ class Space:
     def choices(self) -> dict[str, list[grid.Value]]:
         """What is to be chosen, and from which values."""
         stages = {
-            f"stage_{number}": list(range(low, high + 1))
-            for number, (low, high) in enumerate(self.ranges, 1)
+            name: list(range(low, high + 1))
+            for names, ranges in zip(self._names, self.ranges, strict=True)
+            for name, (low, high) in zip(names, ranges, strict=True)
         }
         varied = {axis: v for axis, v in self.axes.items() if len(v) > 1}
         return {**stages, **varied}
+
+    @property
+    def _names(self) -> list[list[str]]:
+        """What each stage has to choose: `stage_1`, or `stage_1_1`, ..."""
+        return [
+            [f"stage_{number}"]
+            if len(ranges) == 1
+            else [f"stage_{number}_{axis}" for axis in (1, 2)]
+            for number, ranges in enumerate(self.ranges, 1)
+        ]
 
     @property
     def size(self) -> int:
@@ -48,8 +61,8 @@ class Space:
     def run(self, chosen: dict[str, Any]) -> grid.Run:
         """Returns the run that a choice of each parameter means."""
         strides = [
-            str(chosen[f"stage_{number}"])
-            for number in range(1, len(self.ranges) + 1)
+            "x".join(str(chosen[name]) for name in names)
+            for names in self._names
         ]
         settings = {STRIDES: ",".join(strides)} | {
             axis: chosen.get(axis, values[0])
@@ -95,15 +108,22 @@ def load(texts: Sequence[str]) -> Space:
     return Space(ranges, axes, asked.gin_config, asked.bindings)
 
 
-def _ranges(values: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+def _ranges(values: Sequence[Any]) -> tuple[tuple[Range, ...], ...]:
     if len(values) == 1:
-        found = [_RANGE.fullmatch(item) for item in str(values[0]).split(",")]
-        if all(found):
-            pairs = [(int(m[1]), int(m[2] or m[1])) for m in found]
-            if all(1 <= low <= high for low, high in pairs):
-                return tuple(pairs)
+        stages = str(values[0]).split(",")
+        ranges = tuple(tuple(map(_range, s.split("x"))) for s in stages)
+        if all(None not in stage and len(stage) <= 2 for stage in ranges):
+            return ranges
     raise UserError(
         "--space needs the axis `strides`: a range of whole numbers from 1 for "
-        "each stage, such as 'strides=1-2,1-3,1-3,1-3'. Received: "
+        "each stage, such as 'strides=1-2,1-3,1-3,1-3', or a pair of them, "
+        "such as 1-4x1-2. Received: "
         f"{'|'.join(map(str, values)) or 'none'}"
     )
+
+
+def _range(text: str) -> Range | None:
+    if not (found := _RANGE.fullmatch(text)):
+        return None
+    low, high = int(found[1]), int(found[2] or found[1])
+    return (low, high) if 1 <= low <= high else None

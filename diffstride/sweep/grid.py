@@ -16,6 +16,8 @@ from diffstride.errors import UserError
 from diffstride.settings import (
     AXES,
     METHODS,
+    NETWORK,
+    NETWORKS,
     PARAMETERS,
     STRIDES,
     bindings,
@@ -29,8 +31,9 @@ Settings = dict[str, Value]
 _PARAMETER = re.compile(r"([\w.]+/)*(\w+\.)+\w+")
 _EXPECTED = {
     "method": f"one of {', '.join(METHODS)}",
+    NETWORK: f"one of {', '.join(NETWORKS)}",
     "seed": "a whole number from 0 to 2**31 - 1",
-    STRIDES: "positive numbers, such as '1,1,2,2'",
+    STRIDES: "positive numbers or pairs, such as '1,1,2,2' or '4x1,2,2,2'",
 }
 
 
@@ -164,14 +167,17 @@ def _is_good(axis: str, value: Value) -> bool:
     """Whether an axis may have a value."""
     if axis == "method":
         return value in METHODS
+    if axis == NETWORK:
+        return value in NETWORKS
     if axis == "seed":
         return type(value) is int and 0 <= value < 2**31
     if axis == STRIDES and value[:1] not in ("@", "%"):
         texts = value.split(",")
         if value[:1] in ("[", "("):
             texts = [text.strip("[]() ") for text in texts]
+        numbers = [number for text in texts for number in text.split("x")]
         try:
-            return all(0 < float(text) < math.inf for text in texts)
+            return all(0 < float(number) < math.inf for number in numbers)
         except ValueError:
             return False
     if isinstance(value, str):

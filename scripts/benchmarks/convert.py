@@ -15,6 +15,12 @@ import pathlib
 import statistics
 import time
 
+_TIMES = (
+    "train_step_before",
+    "train_step_after",
+    "infer_before",
+    "infer_after",
+)
 FAMILIES = (
     "ResNet50",
     "ResNet50V2",
@@ -121,7 +127,7 @@ def table(records: list[dict]) -> str:
     from diffstride.formatting import human, markdown
 
     header = ["model", "ramp", "where", "layers", "MACs", "MACs now", "ratio"]
-    timings = "train_step_after" in records[0]
+    timings = any("train_step_after" in r for r in records)
     if timings:
         header += ["step", "step now", "inference", "inference now"]
     rows = []
@@ -131,10 +137,7 @@ def table(records: list[dict]) -> str:
         row += [human(r["macs_before"]), human(r["macs_after"])]
         row.append(f"{ratio:.2f}")
         if timings:
-            keys = ("train_step_before", "train_step_after")
-            row += [f"{r[key]:.2f} s" for key in keys]
-            keys = ("infer_before", "infer_after")
-            row += [f"{r[key]:.2f} s" for key in keys]
+            row += [f"{r[k]:.2f} s" if k in r else "-" for k in _TIMES]
         rows.append(row)
     return markdown(header, rows)
 
