@@ -17,6 +17,7 @@ _MODULES = {
     "model_cost": "cost",
     "convert": "conversion",
     "harden": "hardening",
+    "recalibrate": "recalibration",
     "check": "diagnostics",
     "exclude_strides_from_weight_decay": "optimization",
     "BlurPool2D": "antialiasing",

@@ -363,33 +363,33 @@ class _Plain:
         )
         x = inputs
         for layer in layers:
+            # On torch weights of one path stand in each other's place.
+            own = name if layer.name == name else f"{name}_{layer.name}"
             strides = pooling = None
             if layer.pooling is not None and self._to == "strided":
                 strides = self._plan[id(layer.pooling)].strides
             elif layer.pooling is not None:
-                pooling = self._pooling(layer.pooling, f"{layer.name}_pooling")
-            conv_in = [
-                self._copy(layer.conv_in, f"{layer.name}_conv_in", strides)
-            ]
+                pooling = self._pooling(layer.pooling, f"{own}_pooling")
+            conv_in = [self._copy(layer.conv_in, f"{own}_conv_in", strides)]
             if pooling is not None:
                 before = layer.pooling_placement == "before"
                 conv_in.insert(0 if before else 1, pooling)
             main = [
-                *self._norm_relu(layer.bn_in, f"{layer.name}_bn_in"),
+                *self._norm_relu(layer.bn_in, f"{own}_bn_in"),
                 *conv_in,
-                *self._norm_relu(layer.bn_out, f"{layer.name}_bn_out"),
-                self._copy(layer.conv_out, f"{layer.name}_conv_out"),
+                *self._norm_relu(layer.bn_out, f"{own}_bn_out"),
+                self._copy(layer.conv_out, f"{own}_conv_out"),
             ]
             shortcut = x
             if layer.project:
                 # Averages commute with a convolution of size 1.
                 shortcut = x if pooling is None else pooling(x)
                 shortcut = self._copy(
-                    layer.conv_shortcut, f"{layer.name}_conv_shortcut", strides
+                    layer.conv_shortcut, f"{own}_conv_shortcut", strides
                 )(shortcut)
             for each in main:
                 x = each(x)
-            x = keras.layers.Add(name=f"{layer.name}_add")([x, shortcut])
+            x = keras.layers.Add(name=f"{own}_add")([x, shortcut])
         return keras.Model(inputs, x, name=name)
 
     def _norm_relu(

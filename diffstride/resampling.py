@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from keras import KerasTensor
+from keras import KerasTensor, backend
 from keras import ops as keras_ops
 
 from diffstride import fourier
@@ -116,7 +116,11 @@ def resample_macs(
 def spatial_sizes(x: Tensor, data_format: str) -> tuple[Size, ...]:
     """Returns the sizes of the axes that are neither batch nor channels."""
     shape = keras_ops.shape(x)
-    return tuple(shape[1:-1] if data_format == "channels_last" else shape[2:])
+    sizes = shape[1:-1] if data_format == "channels_last" else shape[2:]
+    if backend.backend() == "torch":
+        # In `torch.jit.trace`, by which Keras exports, sizes are tensors.
+        sizes = [int(n) if keras_ops.is_tensor(n) else n for n in sizes]
+    return tuple(sizes)
 
 
 class Factor(NamedTuple):

@@ -85,11 +85,13 @@ class LearnedSizes:
                 f"Received: an input of shape {tuple(inputs.shape)}. Give the "
                 "size in `keras.Input`, or to the data set that is trained on."
             )
-        if keras.backend.backend() == "jax" or in_xla(inputs):
+        backend = keras.backend.backend()
+        exporting = backend == "torch" and strides is None
+        if backend == "jax" or exporting or in_xla(inputs):
             raise NotImplementedError(
-                f"{self.name} was called inside of a compiled function (XLA or "
-                "`jax.jit`), where the size of its output must be known, while "
-                "it depends on a learned stride. Call "
+                f"{self.name} was called inside of a compiled function (XLA, "
+                "`jax.jit` or `torch.export`), where the size of its output "
+                "must be known, while it depends on a learned stride. Call "
                 "`diffstride.static_sizes(model)` before training, or "
                 "`diffstride.freeze(model)` after it."
             )
@@ -103,7 +105,9 @@ class LearnedSizes:
             return self.cached.strides
         # Under an eager `jax.grad` a tracer covers the value.
         for uncover in (lambda variable: variable, keras.ops.stop_gradient):
-            with contextlib.suppress(TypeError, NotImplementedError):
+            # A RuntimeError is what `torch.export` gives.
+            errors = (TypeError, NotImplementedError, RuntimeError)
+            with contextlib.suppress(*errors):
                 return keras.ops.convert_to_numpy(
                     uncover(self.stride_weights.value)
                 )

@@ -49,14 +49,15 @@ def picture(history: list[dict], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    for name in history[0]:
+    for number, name in enumerate(history[0]):
         for axis, style in enumerate(("-", "--")):
             line = [
                 each[name][axis] - history[0][name][axis] for each in history
             ]
             label = name.removesuffix("_stride") if axis == 0 else None
-            axes.plot(line, style, label=label)
+            axes.plot(line, style, color=f"C{number}", label=label)
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("change of the stride (dashed: width)")
     axes.legend(fontsize="small")
     figure.tight_layout()
@@ -70,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", choices=("imagenet",))
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--output", default="convert_resnet50.png")
     options = parser.parse_args()
 
@@ -85,7 +86,7 @@ def main() -> None:
     if keras.backend.backend() == "jax":
         diffstride.static_sizes(model)
     model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.optimizers.SGD(0.001, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     images, labels = stripes(4 * options.steps, options.size)

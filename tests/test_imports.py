@@ -28,7 +28,7 @@ LAYERS = (
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics audio_cnn",
-    "cost logger",
+    "cost logger recalibration",
     "hardening",
     "compute conversion",
     "compute_budget networks",
@@ -49,7 +49,7 @@ LIBRARY = set(
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
     "audio_cnn logger cost compute compute_budget hardening networks "
     "formatting "
-    "conversion".split()
+    "conversion recalibration".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
