@@ -11,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from gradients import output_and_gradients
+from gradients import output_and_gradients, relative_error
 from maps import BACKEND, JAX, array, images
 
 from diffstride import (
@@ -571,7 +571,8 @@ def test_without_a_head(pooling_cls, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.num_output_classes is None
     np.testing.assert_array_equal(array(loaded(x)), maps)
-    np.testing.assert_allclose(array(freeze(model)(x)), maps, atol=1e-5)
+    # Maps are as large as the weights of this run happen to make them.
+    assert relative_error(array(freeze(model)(x)), maps) < 1e-6
     with pytest.raises(ValueError, match="`output_activation` must be None"):
         Resnet([4, 8], [1, 2], None, output_activation="softmax")
 
