@@ -46,7 +46,7 @@ setuptools.setup(
     package_dir={"diffstride.configs": "configs"},
     package_data={
         "diffstride": ["py.typed"],
-        "diffstride.configs": ["*.gin", "sweeps/*.toml"],
+        "diffstride.configs": ["*.gin", "sweeps/*.toml", "searches/*.toml"],
     },
     # The lower bounds were tried, all at once, with Python 3.11.
     install_requires=[

@@ -21,6 +21,8 @@ from diffstride.search.journal import Journal
 from diffstride.search.study import Cost, Options, Study
 from diffstride.sweep import processes
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
 PYTHON = sys.executable  # Tests put a program of theirs in its place.
 # Without it the tool ends in one line, which is tested all the same.
 needs_optuna = pytest.mark.usefixtures("optuna")
@@ -185,6 +187,14 @@ class TestSpace:
         run = found.run({"stage_1_1": 3, "stage_1_2": 2, "stage_2": 1})
         assert run.settings["strides"] == "3x2,1"
         assert len({run.name for run in found.runs()}) == 8
+
+    def test_spaces_that_come_along(self):
+        paths = list((ROOT / "configs" / "searches").glob("*.toml"))
+        assert paths
+        for path in paths:
+            shown = f"--space=configs/searches/{path.name}"
+            assert shown in path.read_text()
+            assert space.load([str(path)]).size > 1000
 
     def test_a_file_like_those_of_sweeps(self, tmp_path):
         path = tmp_path / "space.toml"
