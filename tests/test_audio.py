@@ -5,12 +5,13 @@ import shutil
 import struct
 import wave
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from diffstride import DiffStride, data, train
+from diffstride import DiffStride, config, data, train
 from diffstride.audio_cnn import AudioCNN
 from diffstride.data import sounds
 from diffstride.data.audio import _levelled
@@ -464,7 +465,12 @@ def test_tones_are_of_their_pitch():
             assert abs(peak / 440 - 1) < 0.03, timbre
 
 
-def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path):
+def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
+    # It could not be taken back.
+    monkeypatch.setattr(
+        tf.config.experimental, "enable_op_determinism", lambda: None
+    )
+
     def run(workdir, epochs):
         return train.train(
             lambda seed: load(
@@ -498,3 +504,26 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path):
     ]
     assert "stride/block_1/pooling/time" in rows[-1]
     assert "stride/block_2/pooling/frequency" in rows[-1]
+
+
+@pytest.mark.parametrize("name", ["audio_folder.gin", "notes_pitch.gin"])
+def test_configs_train(name, folder, tmp_path):
+    gin.clear_config()
+    bindings = [
+        f"data.load_audio.folder = '{folder}'",
+        f"data.load_audio.sample_rate = {RATE}",
+        "data.load_audio.validation_split = None",
+        "data.load_audio.batch_size = 8",
+        "train.num_epochs = 1",
+        "train.deterministic = False",
+        f"train.workdir = '{tmp_path / 'run'}'",
+        f"audio_cnn.AudioCNN.sample_rate = {RATE}",
+        "audio_cnn.AudioCNN.mel_channels = 8",
+        "audio_cnn.AudioCNN.filters = [2, 2]",
+        "audio_cnn.AudioCNN.strides = [2, (1, 2)]",
+    ]
+    config.load([name], bindings)
+    summary = config.run_training(config_fn=config.operative)
+    gin.clear_config()
+    assert np.isfinite(summary["test_loss"])
+    assert [len(each["strides"]) for each in summary["pooling"]] == [2, 2]
