@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from diffstride import arguments
-from diffstride.composite import Composite, pooling_factory, saved_pooling
+from diffstride.composite import Composite, network_config, pooling_factory
 from diffstride.pooling import PACKAGE
 from diffstride.resnet import (
     PLACEMENTS,
@@ -264,22 +264,8 @@ class AudioCNN(Composite, WindowedSequential):
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        activation = self.output_activation
-        if callable(activation):
-            activation = keras.activations.serialize(activation)
         return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "filters": self.filters,
-            "strides": self.strides,
-            "num_output_classes": self.num_output_classes,
-            "output_activation": activation,
-            "channels_first": self.channels_first,
-            "pooling_cls": saved_pooling(self),
-            "weight_decay": self.weight_decay,
-            "pooling_placement": self.pooling_placement,
+            **network_config(self),
             "sample_rate": self.sample_rate,
             "mel_channels": self.mel_channels,
-            **self.changed_config(),
         }

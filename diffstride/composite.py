@@ -61,6 +61,27 @@ def saved_pooling(layer: Any) -> list[dict] | None:
     ]
 
 
+def network_config(model: Any) -> dict[str, Any]:
+    """What the configs of all networks have."""
+    activation = model.output_activation
+    if callable(activation):
+        activation = keras.activations.serialize(activation)
+    return {
+        "name": model.name,
+        "trainable": model.trainable,
+        "dtype": keras.dtype_policies.serialize(model.dtype_policy),
+        "filters": model.filters,
+        "strides": model.strides,
+        "num_output_classes": model.num_output_classes,
+        "output_activation": activation,
+        "channels_first": model.channels_first,
+        "pooling_cls": saved_pooling(model),
+        "weight_decay": model.weight_decay,
+        "pooling_placement": model.pooling_placement,
+        **model.changed_config(),
+    }
+
+
 class Composite:
     """Mixin of what makes its parts itself: a config has what became of them.
 

@@ -13,7 +13,12 @@ from typing import Any
 import keras
 
 from diffstride import arguments
-from diffstride.composite import Composite, pooling_factory, saved_pooling
+from diffstride.composite import (
+    Composite,
+    network_config,
+    pooling_factory,
+    saved_pooling,
+)
 from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
@@ -523,25 +528,11 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
 
     def get_config(self) -> dict:
         """Returns the arguments."""
-        activation = self.output_activation
-        if callable(activation):
-            activation = keras.activations.serialize(activation)
         return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "filters": self.filters,
-            "strides": self.strides,
-            "num_output_classes": self.num_output_classes,
-            "output_activation": activation,
+            **network_config(self),
             "id_only": self.id_only,
-            "channels_first": self.channels_first,
-            "pooling_cls": saved_pooling(self),
-            "weight_decay": self.weight_decay,
             "num_layers": self.num_layers,
-            "pooling_placement": self.pooling_placement,
             "large_stem": self.large_stem,
-            **self.changed_config(),
         }
 
 

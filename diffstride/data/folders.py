@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from diffstride.data.sources import Source, plain
+from diffstride.data.sources import Source, listed_splits, plain
 from diffstride.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif"}
@@ -55,16 +55,8 @@ class Listed(Source):
             "image": tfds.features.Image(shape=(None, None, 3)),
             "label": tfds.features.ClassLabel(names=names),
         }
-        splits = {
-            split: tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[len(items)],
-                num_bytes=0,
-                filename_template=None,
-            )
-            for split, (items, _) in self._items.items()
-        }
-        return features, splits
+        sizes = {name: len(items) for name, (items, _) in self._items.items()}
+        return features, listed_splits(sizes)
 
     def _read(self, split: str, files_fn: None = None) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(self._listed(split))

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from diffstride.data.sources import ITERATOR, TfdsSource
+from diffstride.data.sources import ITERATOR, TfdsSource, listed_splits
 from diffstride.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg")
@@ -226,16 +226,8 @@ class FolderSounds:
 
     def examples(self, argument: str, split: str) -> tf.data.Dataset:
         """Reads pairs of a path and a label, in the order of a hash."""
-        sizes = tfds.core.splits.SplitDict(
-            [
-                tfds.core.SplitInfo(
-                    name=name,
-                    shard_lengths=[len(files)],
-                    num_bytes=0,
-                    filename_template=None,
-                )
-                for name, files in self.splits.items()
-            ]
+        sizes = listed_splits(
+            {name: len(files) for name, files in self.splits.items()}
         )
         try:
             parts = tfds.core.ReadInstruction.from_spec(split)

@@ -41,6 +41,21 @@ _BLOCK = 16
 ITERATOR = r"(MakeIterator|IteratorGetNext)\w*[]}]"
 
 
+def listed_splits(sizes: dict[str, int]) -> tfds.core.splits.SplitDict:
+    """Returns splits as those of TFDS, of which there is a list each."""
+    return tfds.core.splits.SplitDict(
+        [
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[size],
+                num_bytes=0,
+                filename_template=None,
+            )
+            for name, size in sizes.items()
+        ]
+    )
+
+
 class TfdsSource:
     """A classification data set of TFDS on disk.
 
