@@ -31,11 +31,10 @@ def own_source(name: str, *args: Any, seed: int) -> Source:
     return Folder(path, seed, name, *args)
 
 
-class Listed(Source):
-    """Images that are found one by one, by what a list has of them.
+class Folder(Source):
+    """A folder with a folder for each class.
 
-    A subclass fills `_items`: for each split what stands for each image, and
-    its label.
+    Or with one for each split, `train` among them, of which each has these.
     """
 
     def __init__(self, path: pathlib.Path, seed: int, *args: Any):
@@ -84,19 +83,10 @@ class Listed(Source):
             for _ in self._read(split).map(self._decode_all, tf.data.AUTOTUNE):
                 done += 1
         except tf.errors.OpError as error:
-            where = self._where(items[done])
-            return f"{plain(error)}, in {where}. Replace it or take it out"
+            return (
+                f"{plain(error)}, in {items[done]}. Replace it or take it out"
+            )
         return None
-
-    def _where(self, item: Any) -> str:
-        return str(item)
-
-
-class Folder(Listed):
-    """A folder with a folder for each class.
-
-    Or with one for each split, `train` among them, of which each has these.
-    """
 
     def _open(self, data_dir: str | None) -> tuple[dict, dict]:
         splits = {"train": self._path}
