@@ -16,7 +16,6 @@ epoch in a process of its own. It takes about three minutes.
 import argparse
 import concurrent.futures
 import io
-import json
 import multiprocessing
 import os
 import pathlib
@@ -32,17 +31,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
-from timing import interleave, measured_on, peak_memory  # noqa: E402
+from timing import (  # noqa: E402
+    interleave,
+    measured_on,
+    measured_or_shown,
+    peak_memory,
+)
 
 from diffstride import data  # noqa: E402
 from diffstride.data import cropping  # noqa: E402
 from diffstride.errors import run_reporting_errors  # noqa: E402
-from diffstride.files import (  # noqa: E402
-    make_folder,
-    read_json,
-    read_ours,
-    replace_text,
-)
+from diffstride.files import read_json  # noqa: E402
 from diffstride.formatting import markdown  # noqa: E402
 
 NAME = "made_up_jpegs"
@@ -55,19 +54,7 @@ LIMIT = "decode a random window"
 
 def main(argv: list[str]) -> int:
     """Measures, prints the table, writes the results."""
-    arguments = _arguments(argv)
-    if arguments.table:
-        print(table(json.loads(pathlib.Path(arguments.table).read_text())))
-        return 0
-    path = arguments.output
-    if path:
-        read_ours(path, "--output", "results of this script", _read_results)
-        make_folder(path.parent, "--output")
-    results = measure(arguments.seconds)
-    if path:
-        replace_text(path, json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    return 0
+    return measured_or_shown(_arguments(argv), measure, table, _read_results)
 
 
 def measure(seconds: float) -> dict[str, Any]:

@@ -13,7 +13,6 @@ call in a process of its own.
 import argparse
 import concurrent.futures
 import functools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -28,7 +27,13 @@ import numpy as np  # noqa: E402
 from calls import LayerCall  # noqa: E402
 from contenders import Contender  # noqa: E402
 from keras import ops  # noqa: E402
-from timing import BACKEND, interleave, measured_on, peak_memory  # noqa: E402
+from timing import (  # noqa: E402
+    BACKEND,
+    interleave,
+    measured_on,
+    measured_or_shown,
+    peak_memory,
+)
 
 from diffstride import (  # noqa: E402
     DiffStride,
@@ -37,12 +42,7 @@ from diffstride import (  # noqa: E402
     FixedSpectralPooling1D,
 )
 from diffstride.errors import run_reporting_errors  # noqa: E402
-from diffstride.files import (  # noqa: E402
-    make_folder,
-    read_json,
-    read_ours,
-    replace_text,
-)
+from diffstride.files import read_json  # noqa: E402
 from diffstride.formatting import markdown  # noqa: E402
 from diffstride.masks import RAMPS  # noqa: E402
 
@@ -76,19 +76,7 @@ class FFTPair(keras.layers.Layer):
 
 def main(argv: list[str]) -> int:
     """Measures, prints the tables, writes the results."""
-    arguments = _arguments(argv)
-    if arguments.table:
-        print(tables(json.loads(pathlib.Path(arguments.table).read_text())))
-        return 0
-    path = arguments.output
-    if path:
-        read_ours(path, "--output", "results of this script", _read_results)
-        make_folder(path.parent, "--output")
-    results = measure(arguments.seconds)
-    if path:
-        replace_text(path, json.dumps(results, indent=1) + "\n")
-    print(tables(results))
-    return 0
+    return measured_or_shown(_arguments(argv), measure, tables, _read_results)
 
 
 def measure(seconds: float) -> dict[str, Any]:

@@ -1,19 +1,23 @@
 """How long functions take in turn, and how much memory a call holds."""
 
+import argparse
 import contextlib
 import ctypes
 import functools
 import gc
+import json
 import os
 import pathlib
 import re
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from diffstride.environment import accelerators, environment
+from diffstride.files import make_folder, read_ours, replace_text
 
 BACKEND = keras.backend.backend()
 _MEBIBYTE = 2**20
@@ -42,6 +46,27 @@ def interleave(
         low, median, high = statistics.quantiles(values, n=4)
         found[name] = {"median": median, "low": low, "high": high}
     return found
+
+
+def measured_or_shown(
+    arguments: argparse.Namespace,
+    measure: Callable[[float], dict],
+    table: Callable[[dict], str],
+    read: Callable[[pathlib.Path], Any],
+) -> int:
+    """Measures, prints the table and writes the results, or prints old ones."""
+    if arguments.table:
+        print(table(json.loads(pathlib.Path(arguments.table).read_text())))
+        return 0
+    path = arguments.output
+    if path:
+        read_ours(path, "--output", "results of this script", read)
+        make_folder(path.parent, "--output")
+    results = measure(arguments.seconds)
+    if path:
+        replace_text(path, json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    return 0
 
 
 def peak_memory(run: Callable) -> float | None:
