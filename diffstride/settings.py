@@ -71,6 +71,7 @@ PARAMETERS = {
     BUDGET: ["train.train.budget"],
     "harden": ["train.train.harden_to"],
     "finetune": ["train.train.finetune_epochs"],
+    "restart": ["train.train.restart"],
     NETWORK: ["train.train.model_cls"],
 }
 # Networks by name, and what has the parameters of `resnet.Resnet` there.
@@ -105,6 +106,7 @@ _REACH = {
     "train.train.budget": LEARNED,
     "train.train.harden_to": (*RAMPS, "dct"),
     "train.train.finetune_epochs": (*RAMPS, "dct"),
+    "train.train.restart": (*RAMPS, "dct"),
     "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
 } | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
 AXES = ("method", *PARAMETERS, "seed")

@@ -25,6 +25,7 @@ from diffstride.optimization import exclude_strides_from_weight_decay
 from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.static import learned_layers, static_sizes
+from diffstride.surgery import rebuilt
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 
@@ -42,6 +43,7 @@ def train(
     smoothness_share: float = 0.7,
     harden_to: str | None = None,
     finetune_epochs: int = 0,
+    restart: bool = False,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -79,6 +81,8 @@ def train(
             The network that learned them is kept as `learned.keras`.
         finetune_epochs: how many of the epochs, the last ones, train the
             hardened network.
+        restart: whether these epochs begin with new weights, drawn from the
+            seed, and not with those that were learned.
         devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
             by default all GPUs, or else the CPU.
         deterministic: whether TensorFlow is held to deterministic operations,
@@ -107,6 +111,7 @@ def train(
         stride_cost_weight,
         harden_to,
         finetune_epochs,
+        restart,
         deterministic,
         jit_compile,
     )
@@ -165,8 +170,12 @@ def train(
         with strategy.scope():
             plain = harden(model, harden_to, datasets.image_shape, macs=budget)
             compiled(plain)
+            hardened = _hardened(harden_to, model, plain, datasets)
+            if restart:
+                keras.utils.set_random_seed(seed)
+                plain = rebuilt(plain, "train")
+                compiled(plain)
         plain.optimizer.iterations.assign(model.optimizer.iterations)
-        hardened = _hardened(harden_to, model, plain, datasets)
         stage = _Stage(root, datasets, config_text, "model", _HARDENED)
         first_epoch = max(epochs, stage.backup.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
@@ -311,6 +320,7 @@ def _check_arguments(
     stride_cost_weight: float,
     harden_to: str | None,
     finetune_epochs: int,
+    restart: bool,
     deterministic: bool,
     jit_compile: bool,
 ) -> None:
@@ -340,6 +350,11 @@ def _check_arguments(
         0 <= finetune_epochs < (num_epochs if harden_to else 1),
         f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
         finetune_epochs=finetune_epochs,
+    )
+    _check(
+        finetune_epochs > 0 or not restart,
+        "False with `finetune_epochs=0`: nothing would train the new weights",
+        restart=restart,
     )
 
 

@@ -455,6 +455,39 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert status == 0 and len(rows(tmp_path / "again")) == 6, err
 
 
+def test_a_hardened_network_can_begin_with_new_weights(
+    data_dir, tmp_path, main_here, monkeypatch
+):
+    begun = []
+
+    def fit(stage, model, *args):
+        begun.append({w.path: np.array(w) for w in model.weights})
+        return done(stage, model, *args)
+
+    done = train._Stage.fit
+    monkeypatch.setattr(train._Stage, "fit", fit)
+    bindings = [
+        *TINY,
+        "train.num_epochs = 2",
+        "train.harden_to = 'pooled'",
+        "train.finetune_epochs = 1",
+        "train.restart = True",
+    ]
+    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
+    assert status == 0, err
+    _, plain = begun
+    learned = weights(tmp_path / "run", "learned").values()
+    for path, value in plain.items():
+        if path.endswith("kernel"):
+            assert not any(np.array_equal(value, each) for each in learned)
+    for name in ("backup/hardened.latest.weights.h5", "model.keras"):
+        (tmp_path / "run" / name).unlink()
+    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
+    assert status == 0, err
+    for path, value in begun[3].items():  # Drawn again, alike.
+        np.testing.assert_array_equal(value, plain[path])
+
+
 @pytest.mark.parametrize(
     "binding, message",
     [
@@ -462,6 +495,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
         ("train.harden_to = 'plain'", "`harden_to` must be None or one of"),
         ("train.finetune_epochs = -1", "`finetune_epochs` must be less than"),
         ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),
+        ("train.restart = True", "`restart` must be False with"),
     ],
 )
 def test_what_a_network_is_led_to(
