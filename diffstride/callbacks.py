@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride.cost import scalars
+from diffstride.devices import compilations
 from diffstride.errors import NonFiniteLossError, UserError
 from diffstride.files import replace_file, replace_lines, writing
 from diffstride.internals import open_writers, optimizer_of, train_writer
@@ -146,8 +147,9 @@ class EpochRecorder(keras.callbacks.Callback):
     To what Keras reports it adds the epoch's duration, its training steps per
     second, the learning rate, the stride cost J, for each pooling layer its
     strides and output size, and what an image costs at these strides:
-    multiply-accumulates (`macs`) and `activation_bytes`. Rows of epochs that
-    are about to be repeated are taken out when training begins.
+    multiply-accumulates (`macs`) and `activation_bytes`. On JAX also how many
+    steps were compiled in the epoch, and the time this took. Rows of epochs
+    that are about to be repeated are taken out when training begins.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class EpochRecorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
         self._start = time.perf_counter()
+        self._compiled = compilations()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Notes the speed up to the last training step, before validation."""
@@ -192,6 +195,7 @@ class EpochRecorder(keras.callbacks.Callback):
                 keras.ops.convert_to_numpy(optimizer.learning_rate)
             ),
             "steps_per_second": self._steps_per_second,
+            **self._compilations(),
             **scalars(self.model, calls),
         }
         row = {
@@ -203,6 +207,19 @@ class EpochRecorder(keras.callbacks.Callback):
         }
         self.rows.append(row)
         replace_lines(self.path, self.rows)
+
+    def _compilations(self) -> dict[str, float]:
+        """What JAX compiled in this epoch, for training and testing."""
+        if self._compiled is None:
+            return {}
+        names = ("compilations", "compile_seconds")
+        now = compilations()
+        return {
+            name: after - before
+            for name, before, after in zip(
+                names, self._compiled, now, strict=True
+            )
+        }
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -261,4 +278,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 def _step(model: keras.Model) -> int:
     """Training steps done, over all restarts."""
+    if keras.backend.backend() == "jax":
+        # During `fit` the values are not in the variables.
+        model.jax_state_sync()
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))

@@ -15,9 +15,10 @@ from typing import Any, TextIO
 
 from diffstride.startup import quiet_libraries
 
+if __name__ == "__main__":
+    # One image is cheap to count, and the runs have a GPU for themselves.
+    os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
 with quiet_libraries(exits=__name__ == "__main__"):
-    import tensorflow as tf
-
     from diffstride import config, data, resnet
     from diffstride.cost import model_cost
     from diffstride.errors import UserError, as_config_errors
@@ -30,8 +31,6 @@ def main(argv: list[str]) -> None:
     # Nothing but answers is to reach whoever reads them.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    # Where one image is cheap to count, and the runs have a GPU for themselves.
-    tf.config.set_visible_devices([], "GPU")
     answer(args, sys.stdin, answers)
 
 

@@ -20,14 +20,13 @@ if (
     # It ends the process without a word until `main` has more to say.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 with quiet_libraries(exits=__name__ == "__main__"):
-    import tensorflow as tf
     import tensorflow_datasets as tfds
     from absl import app, flags, logging
 
-    from diffstride import config
+    from diffstride import config, devices
     from diffstride.errors import UserError, run_reporting_errors
 
-    tf.config.list_physical_devices()  # Where CUDA is looked for.
+    devices.find()
 
 _CONFIG = flags.DEFINE_multi_string(
     "gin_config",

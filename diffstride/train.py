@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import keras
-import tensorflow as tf
 from absl import logging
 
 from diffstride import callbacks, data, files, resnet
 from diffstride.budget import add_stride_cost
 from diffstride.compute_budget import add_compute_budget
 from diffstride.cost import cost_of_calls
+from diffstride.devices import check_compiling, place, set_up
 from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.formatting import aligned, cutoffs, human
@@ -28,6 +28,7 @@ from diffstride.static import learned_layers, static_sizes
 from diffstride.surgery import rebuilt
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
+_BACKEND = "# KERAS_BACKEND="  # How a config.gin begins.
 
 
 def train(
@@ -83,13 +84,13 @@ def train(
             hardened network.
         restart: whether these epochs begin with new weights, drawn from the
             seed, and not with those that were learned.
-        devices: devices to train on, as in `tf.distribute.MirroredStrategy`;
-            by default all GPUs, or else the CPU.
-        deterministic: whether TensorFlow is held to deterministic operations,
+        devices: devices to train on, such as `["GPU:0", "GPU:1"]`; by default
+            all GPUs, or else the CPU. Only TensorFlow takes several.
+        deterministic: whether the backend is held to deterministic operations,
             without which a resumed run may differ in the last digits.
-        jit_compile: whether steps are compiled by XLA, with static sizes: one
-            compilation for each combination of map sizes. Needs
-            `deterministic=False`.
+        jit_compile: whether TensorFlow compiles steps by XLA, with static
+            sizes: one compilation for each combination of map sizes. Needs
+            `deterministic=False`. JAX always does, torch cannot.
         config_fn: called once model and optimizer are there, returns the
             settings in force as text. Without it, going on in a workdir with
             other arguments is not noticed.
@@ -112,17 +113,17 @@ def train(
         harden_to,
         finetune_epochs,
         restart,
-        deterministic,
-        jit_compile,
     )
+    check_compiling(jit_compile, deterministic)
     learning_epochs = num_epochs - finetune_epochs
-    _set_up(seed, deterministic)
-    strategy = _strategy(devices)
-    with as_config_errors():
+    keras.utils.set_random_seed(seed)
+    set_up(deterministic)
+    placement = place(devices)
+    with placement.running(), as_config_errors():
         datasets = load_data_fn(seed=seed)
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
-        with strategy.scope():
+        with placement.making():
             model = make_network(
                 model_cls, datasets.num_classes, datasets.image_shape
             )
@@ -149,8 +150,9 @@ def train(
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
-    with files.locked(root):
-        config_text = config_fn() if config_fn else ""
+    with placement.running(), files.locked(root):
+        config_text = f"{_BACKEND}{keras.backend.backend()}\n"
+        config_text += config_fn() if config_fn else ""
         for name in ("backup", "tensorboard"):
             files.make_folder(root / name, f"`{name}` of the run")
         stage = _Stage(
@@ -167,7 +169,7 @@ def train(
         if not harden_to:
             return stage.finish(model, seed)
 
-        with strategy.scope():
+        with placement.making():
             plain = harden(model, harden_to, datasets.image_shape, macs=budget)
             compiled(plain)
             hardened = _hardened(harden_to, model, plain, datasets)
@@ -264,7 +266,7 @@ class _Stage:
         calls = profile(model, self._datasets.image_shape)
         summary = {
             **_tested(model, self._datasets),
-            "seconds": sum(row.get("seconds", 0) for row in self._rows),
+            **self._times(),
             "epochs": self._epochs,
             "images_per_epoch": self._datasets.images_per_epoch,
             "parameters": model.count_params(),
@@ -283,6 +285,15 @@ class _Stage:
         print(_format_summary(summary))
         print(f"\nmodel, summary and metrics of each epoch are in {self._root}")
         return summary
+
+    def _times(self) -> dict[str, float]:
+        """Seconds of all epochs, and on JAX what compiling took of them."""
+        names = ["seconds"]
+        if any("compilations" in row for row in self._rows):
+            names += ["compilations", "compile_seconds"]
+        return {
+            name: sum(row.get(name, 0) for row in self._rows) for name in names
+        }
 
 
 def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, float]:
@@ -321,8 +332,6 @@ def _check_arguments(
     harden_to: str | None,
     finetune_epochs: int,
     restart: bool,
-    deterministic: bool,
-    jit_compile: bool,
 ) -> None:
     _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
     _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
@@ -335,11 +344,6 @@ def _check_arguments(
         0 <= stride_cost_weight < math.inf,
         "finite and at least 0",
         stride_cost_weight=stride_cost_weight,
-    )
-    _check(
-        not (jit_compile and deterministic),
-        "False with `jit_compile=True`: not all of XLA's operations are",
-        deterministic=deterministic,
     )
     _check(
         harden_to in (None, *TARGETS),
@@ -364,35 +368,6 @@ def _check(good: bool, expected: str, **argument: Any) -> None:
         raise ConfigError(
             f"`{name}` must be {expected}. Received: {name}={value}"
         )
-
-
-def _set_up(seed: int, deterministic: bool) -> None:
-    """Sets what holds for the whole process."""
-    keras.utils.set_random_seed(seed)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    keras.config.set_image_data_format(
-        "channels_first" if gpus else "channels_last"
-    )
-
-
-def _strategy(devices: Sequence[str] | None) -> tf.distribute.Strategy:
-    names = [device.name for device in tf.config.list_logical_devices()]
-    short = [name.removeprefix("/device:") for name in names]
-    if devices is None:
-        devices = [name for name in short if name.startswith("GPU:")]
-    asked = {name.removeprefix("/device:") for name in devices}
-    _check(
-        asked <= {*short} and len(asked) == len(devices),
-        f"among those of this machine, each once: {', '.join(short)}",
-        devices=list(devices),
-    )
-    if len(devices) > 1:
-        return tf.distribute.MirroredStrategy(list(devices))
-    if devices:
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    return tf.distribute.get_strategy()
 
 
 def _check_data_format(model: keras.Model) -> None:
@@ -497,7 +472,15 @@ def _check_same_run(
         )
     if not kept and (root / "metrics.jsonl").exists():
         return
-    old = files.read_text(path)
+    (old_backend, old), (backend, config_text) = (
+        _without_backend(text) for text in (files.read_text(path), config_text)
+    )
+    if old_backend not in (None, backend):
+        raise ConfigError(
+            f"`workdir` {root} holds a run of another backend, which this one "
+            f"would not end bit for bit; set KERAS_BACKEND={old_backend}, or "
+            f"choose another --workdir. Received: KERAS_BACKEND={backend}"
+        )
     if differing_fn:
         differing = differing_fn(old, config_text)
     else:
@@ -510,6 +493,23 @@ def _check_same_run(
         )
 
 
+def _without_backend(text: str) -> tuple[str | None, str]:
+    """Splits a config.gin. Those of old runs do not name their backend."""
+    if not text.startswith(_BACKEND):
+        return None, text
+    first, _, rest = text.partition("\n")
+    return first.removeprefix(_BACKEND), rest
+
+
+def _format_compilations(summary: dict[str, Any]) -> list[str]:
+    if "compilations" not in summary:
+        return []
+    return [
+        f"compilations   {summary['compilations']} of steps, "
+        f"{summary['compile_seconds']:.0f} s of the training time"
+    ]
+
+
 def _format_summary(summary: dict[str, Any]) -> str:
     """Lays out the result of a run for the terminal."""
     cost = summary["cost"]
@@ -518,6 +518,7 @@ def _format_summary(summary: dict[str, Any]) -> str:
         f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
         f"training time  {summary['seconds']:.0f} s, "
         f"{summary['epochs']} epochs",
+        *_format_compilations(summary),
         f"parameters     {summary['parameters']:,}",
         f"cost           {human(cost['macs'])} multiply-accumulates and "
         f"{human(cost['activation_bytes'], 'B')} of activations "

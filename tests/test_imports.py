@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 LAYERS = (
     "arguments errors formatting internals numerics environment "
     "settings registration",
-    "files startup masks optimization composite datasets",
+    "files startup devices masks optimization composite datasets",
     "fourier static waves",
     "runs resampling data",
     "strided",

@@ -1,0 +1,254 @@
+"""The harness on the backend that Keras has: TensorFlow, JAX or torch.
+
+What does not depend on the backend is in test_train.py, on TensorFlow.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from event_files import scalars
+from maps import BACKEND, JAX
+
+from diffstride import DiffStride, callbacks, devices, resnet, train
+from diffstride.data import load_datasets
+from diffstride.errors import ConfigError, NonFiniteLossError
+from diffstride.runs import read_rows
+
+OTHER = "jax" if BACKEND == "torch" else "torch"
+# What another run of the same may differ in.
+TIMES = ("seconds", "steps_per_second", "compilations", "compile_seconds")
+
+
+@pytest.fixture(autouse=True)
+def taken_back(monkeypatch):
+    """What a run sets for the whole process."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    if BACKEND == "tensorflow":  # Which cannot.
+        monkeypatch.setattr(devices, "_make_deterministic", lambda: None)
+    yield
+    if BACKEND == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def run(data_dir, tmp_path):
+    """Trains a tiny network in a workdir of this name."""
+
+    def network(num_output_classes):
+        return resnet.Resnet(
+            *([4, 8], [1, 2], num_output_classes),
+            pooling_cls=DiffStride,
+            pooling_placement="before",
+        )
+
+    def run(name, learning_rate=0.01, **settings):
+        keras.utils.clear_session()
+        return train.train(
+            lambda seed: load_datasets(
+                *("digits", 32),
+                data_dir=data_dir,
+                image_size=8,
+                mixup_alpha=0.2,
+                train_split="train[:128]",
+                test_split="test[:64]",
+                seed=seed,
+            ),
+            network,
+            lambda: keras.optimizers.SGD(learning_rate, momentum=0.9),
+            workdir=str(tmp_path / name),
+            stride_cost_weight=0.01,
+            **settings,
+        )
+
+    return run
+
+
+def weights(workdir, name="model"):
+    model = keras.models.load_model(workdir / f"{name}.keras")
+    values = [*model.variables, *model.optimizer.variables]
+    return {v.path: keras.ops.convert_to_numpy(v) for v in values}
+
+
+def lasting(row):
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def assert_same_runs(ours, theirs, models=("model",)):
+    for name in models:
+        expected, got = weights(theirs, name), weights(ours, name)
+        assert expected.keys() == got.keys()
+        for path, value in expected.items():
+            np.testing.assert_array_equal(got[path], value, err_msg=path)
+    rows = [read_rows(each / "metrics.jsonl") for each in (ours, theirs)]
+    assert [*map(lasting, rows[0])] == [*map(lasting, rows[1])]
+    events = [
+        sorted(
+            (tag, step, value)
+            for _, tag, step, value in scalars(each / "tensorboard" / part)
+            if tag.removeprefix("epoch_") not in TIMES
+        )
+        for part in ("train", "validation")
+        for each in (ours, theirs)
+    ]
+    assert events[0] == events[1] and events[2] == events[3] != []
+
+
+def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
+    """Within a budget, with a schedule or not, to a plain network."""
+    settings = {"num_epochs": 3, "harden_to": "strided", "finetune_epochs": 1}
+    summary = run("whole", **settings)
+    assert BACKEND in summary["environment"]
+    assert np.isfinite(summary["test_loss"]) and summary["epochs"] == 3
+    first, second, _ = read_rows(tmp_path / "whole" / "metrics.jsonl")
+    if JAX:  # One of training, one of testing, and nothing again.
+        assert (first["compilations"], second["compilations"]) == (2, 0)
+        assert summary["compilations"] == 4
+        assert 0 < summary["compile_seconds"] < summary["seconds"]
+        assert "compilations   4 of steps" in capsys.readouterr().out
+    else:
+        assert "compilations" not in summary | first
+
+    def stop(callback, batch, logs=None):
+        if callback._epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(
+            callbacks.StopOnNonFiniteLoss, "on_train_batch_end", stop
+        )
+        run("again", **settings)
+    run("again", **settings)
+    assert_same_runs(
+        tmp_path / "again", tmp_path / "whole", ("learned", "model")
+    )
+    # One of another backend is not gone on with.
+    config = tmp_path / "again" / "config.gin"
+    assert config.read_text() == f"# KERAS_BACKEND={BACKEND}\n"
+    config.write_text(f"# KERAS_BACKEND={OTHER}\n")
+    with pytest.raises(ConfigError, match=f"set KERAS_BACKEND={OTHER}, or"):
+        run("again", **settings)
+
+
+def test_the_step_that_diverged_is_named(run):
+    with pytest.raises(NonFiniteLossError, match=r"step 2 \(epoch 1, batch 2"):
+        run("diverged", learning_rate=1e20)
+
+
+@pytest.mark.parametrize("names", [["CPU:0"], ["/device:CPU:0"], ["cpu:0"]])
+def test_one_device_is_chosen(names):
+    placement = devices.place(names)
+    with placement.running(), placement.making():
+        layer = keras.layers.Dense(2)
+        layer.build((None, 2))
+    assert keras.ops.convert_to_numpy(layer.kernel).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["GPU:99"], "among those of this machine, each once: CPU:0"),
+        (["CPU:0", "CPU:0"], "each once: CPU:0"),
+        pytest.param(
+            ["CPU:0", "GPU:0"],
+            f"one device on {BACKEND}, which trains on one from one process",
+            marks=pytest.mark.skipif(
+                BACKEND == "tensorflow", reason="takes several"
+            ),
+        ),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(names, message, monkeypatch):
+    if "GPU:0" in names:
+        monkeypatch.setattr(devices, "_devices", lambda: ["CPU:0", "GPU:0"])
+    with pytest.raises(ConfigError, match=message):
+        devices.place(names)
+
+
+def test_what_cannot_be_compiled_is_refused():
+    for jit_compile, deterministic, refused in (
+        (False, True, ()),
+        (True, False, ("torch",)),
+        (True, True, ("torch", "tensorflow")),
+    ):
+        if BACKEND in refused:
+            with pytest.raises(ConfigError, match="must be False"):
+                devices.check_compiling(jit_compile, deterministic)
+        else:
+            devices.check_compiling(jit_compile, deterministic)
+
+
+def test_operations_are_deterministic_where_they_would_not_be():
+    if BACKEND == "tensorflow":
+        pytest.skip("cannot be taken back")
+    devices._make_deterministic()
+    if JAX:
+        assert "xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
+    else:
+        import torch
+
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+@pytest.mark.skipif(not JAX, reason="compiles nothing")
+def test_what_was_compiled_is_kept_where_the_user_said_or_at_home(
+    monkeypatch, tmp_path
+):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        for chosen, expected in (
+            ("/of/the/user", "/of/the/user"),
+            (None, str(tmp_path / "diffstride" / "jax")),
+        ):
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            devices._keep_compilations()
+            assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+# Kills itself in the second epoch, and cannot know that it will.
+KILLED = """
+import os, runpy, signal
+from diffstride import callbacks
+
+def die(callback, batch, logs=None):
+    if callback._epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+callbacks.StopOnNonFiniteLoss.on_train_batch_end = die
+runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_quickstart_ends_with_the_same_weights(data_dir, tmp_path):
+    def main(name, *program):
+        command = [
+            *(sys.executable, *program, "--gin_config=digits_budget.gin"),
+            *(f"--workdir={tmp_path / name}", f"--data_dir={data_dir}"),
+            "--gin_bindings=train.num_epochs = 3",
+            "--gin_bindings=train.finetune_epochs = 1",
+        ]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    ordinary = ("-m", "diffstride.main")
+    assert main("again", str(script)).returncode == -signal.SIGKILL
+    for name in ("again", "whole"):
+        done = main(name, *ordinary)
+        assert done.returncode == 0, done.stderr
+    assert_same_runs(
+        tmp_path / "again", tmp_path / "whole", ("learned", "model")
+    )
