@@ -63,7 +63,8 @@ def copy_weights(source: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     """Copies the weights that are a layer's own, not those of its parts."""
     store: dict = {}
     source.save_own_variables(store)
-    copy.load_own_variables(store)
+    # Two variables of JAX could share an array, which a step of one deletes.
+    copy.load_own_variables(keras.tree.map_structure(keras.ops.copy, store))
 
 
 def rebuilt(

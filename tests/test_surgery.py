@@ -22,7 +22,9 @@ from diffstride import (
     DiffStride,
     DiffStride1D,
     FixedSpectralPooling,
+    convert,
     freeze,
+    harden,
     static_sizes,
 )
 from diffstride.masks import RAMPS, LowPass
@@ -471,3 +473,19 @@ def test_constant_strides_and_sizes_known_at_run_time(ramp, size):
     bands = low_pass.bands((unknown, unknown), strides)
     for band, wanted in zip(bands, expected, strict=True):
         assert int(band.output_size) == wanted.output_size
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="assigning copies elsewhere")
+@pytest.mark.parametrize("make", [freeze, harden, convert])
+def test_what_was_made_outlives_a_step_of_its_source(make):
+    """JAX deletes the arrays that a step of training or testing was given."""
+    source = keras.Sequential([keras.Input((6, 6, 1)), DiffStride(1.5)])
+    if make is convert:
+        pooling = keras.layers.AveragePooling2D(2)
+        source = keras.Sequential([keras.Input((6, 6, 1)), pooling])
+    source.add(keras.layers.Conv2D(2, 1))
+    made = make(source)
+    made = made[0] if make is convert else made
+    for variable in source.variables:
+        variable.value.delete()
+    assert np.isfinite(outputs_of(made, images(2, 6, 6, 1))).all()

@@ -101,7 +101,7 @@ class Rebuild:
             ):
                 new.trainable = old.trainable
             for old, new in zip(source.variables, copy.variables, strict=True):
-                new.assign(old)
+                new.assign(keras.ops.copy(old))  # As in `copy_weights`.
         return made
 
     def _container(self, model: keras.Model) -> keras.Model:
