@@ -177,7 +177,9 @@ def train(
                 keras.utils.set_random_seed(seed)
                 plain = rebuilt(plain, "train")
                 compiled(plain)
-        plain.optimizer.iterations.assign(model.optimizer.iterations)
+        plain.optimizer.iterations.assign(
+            keras.ops.copy(model.optimizer.iterations)
+        )
         stage = _Stage(root, datasets, config_text, "model", _HARDENED)
         first_epoch = max(epochs, stage.backup.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)

@@ -20,13 +20,14 @@ export JAX_COMPILATION_CACHE_DIR="$VIRTUAL_ENV/jax_cache"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
-# The library does not know TensorFlow: its tests, on each backend.
+# What runs on each backend: the tests of the library, which does not know
+# TensorFlow, and of what the harness asks of a backend.
 library=(
   tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
   tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
   tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py
   tests/test_{compute,hardening,long_signals,rivals,schedule,audio_cnn}.py
-  tests/test_{conversion,branches,policies,recalibration,export}.py
+  tests/test_{conversion,branches,policies,recalibration,export,backends}.py
 )
 
 run() {
@@ -37,5 +38,5 @@ run() {
 
 run jax "${library[@]}" "$@"
 run torch "${library[@]}" "$@"
-# And with them the tests of harness and tools.
+# And with them all other tests of harness and tools.
 run tensorflow "$@"

@@ -24,6 +24,7 @@ from diffstride import (
     callbacks,
     config,
     counting,
+    devices,
     files,
     main,
     resnet,
@@ -812,70 +813,6 @@ def test_a_stray_argument_and_a_missing_flag(main_here):
     assert (status, err[:32]) == (1, "error: --gin_config is required,")
 
 
-BACKEND = """
-import json, sys
-import gin
-import keras
-from absl import flags
-from diffstride import main
-
-for arguments in json.loads(sys.argv[1]):
-    gin.clear_config()
-    keras.utils.clear_session()
-    assert main.main(flags.FLAGS(["main", *arguments])) == 0
-    flags.FLAGS.unparse_flags()
-    for name in ("gin_config", "gin_bindings"):
-        flags.FLAGS[name].unparse()
-"""
-
-
-@pytest.mark.parametrize(
-    "backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)]
-)
-def test_other_backends_train_and_resume(backend, data_dir, tmp_path):
-    # Few shapes, as JAX compiles for each.
-    bindings = [
-        "resnet.Resnet.filters = [4, 8]",
-        "resnet.Resnet.strides = [1, 2]",
-        "data.load_datasets.image_size = 10",
-        "data.load_datasets.batch_size = 64",
-        "data.load_datasets.train_split = 'train[:128]'",
-        "data.load_datasets.test_split = 'test[:64]'",
-    ]
-    runs = []
-    for name, num_epochs in (("whole", 2), ("resumed", 1), ("resumed", 2)):
-        values = {
-            "gin_config": "digits.gin",
-            "workdir": tmp_path / name,
-            "data_dir": data_dir,
-        }
-        settings = [*bindings, f"train.num_epochs = {num_epochs}"]
-        runs.append(
-            as_flags(values) + [f"--gin_bindings={text}" for text in settings]
-        )
-    done = subprocess.run(
-        [sys.executable, "-c", BACKEND, json.dumps(runs)],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Going on after epoch 1" in done.stderr
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    summary = json.loads((whole / "summary.json").read_text())
-    assert backend in summary["environment"]
-    for ours, theirs in zip(rows(resumed), rows(whole), strict=True):
-        for name in ("epoch", "step", "loss", "val_loss", "stride_cost"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
-    got = weights(resumed)
-    for name, value in weights(whole).items():
-        np.testing.assert_allclose(got[name], value, 1e-4, 1e-6, err_msg=name)
-
-
 SOUNDS = ("audio", "notes_instrument", "notes_pitch", "nsynth", "speech")
 CONFIGS = sorted(
     path.name
@@ -1013,9 +950,7 @@ def test_initial_weights_do_not_depend_on_how_data_was_loaded(
 
 
 def test_channels_come_first_on_a_gpu(monkeypatch, data_dir, tmp_path):
-    monkeypatch.setattr(
-        tf.config, "list_physical_devices", lambda kind=None: ["a GPU"]
-    )
+    monkeypatch.setattr(devices, "accelerators", lambda: ["a GPU"])
     seen = []
 
     def model(num_output_classes):
