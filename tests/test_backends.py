@@ -11,10 +11,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from event_files import scalars
 from maps import BACKEND, JAX
 
-from diffstride import DiffStride, callbacks, devices, resnet, train
+from diffstride import DiffStride, callbacks, devices, train
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, NonFiniteLossError
 from diffstride.runs import read_rows
@@ -33,7 +34,9 @@ def taken_back(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     if BACKEND == "tensorflow":  # Which cannot.
         monkeypatch.setattr(devices, "_make_deterministic", lambda: None)
+    data_format = keras.config.image_data_format()
     yield
+    keras.config.set_image_data_format(data_format)
     if BACKEND == "torch":
         import torch
 
@@ -44,11 +47,18 @@ def taken_back(monkeypatch):
 def run(data_dir, tmp_path):
     """Trains a tiny network in a workdir of this name."""
 
-    def network(num_output_classes):
-        return resnet.Resnet(
-            *([4, 8], [1, 2], num_output_classes),
-            pooling_cls=DiffStride,
-            pooling_placement="before",
+    def network(num_output_classes, input_shape):
+        return keras.Sequential(
+            [
+                keras.Input(input_shape),
+                keras.layers.Conv2D(4, 3, use_bias=False),
+                keras.layers.BatchNormalization(),
+                keras.layers.ReLU(),
+                DiffStride(1.5),
+                keras.layers.Conv2D(4, 1, activation="relu"),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(num_output_classes),
+            ]
         )
 
     def run(name, learning_rate=0.01, **settings):
@@ -106,7 +116,7 @@ def assert_same_runs(ours, theirs, models=("model",)):
 @slow_on_tensorflow
 def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
     """With what is drawn, the stride cost, and a plain network in the end."""
-    settings = {"num_epochs": 3, "harden_to": "strided", "finetune_epochs": 1}
+    settings = {"num_epochs": 3, "harden_to": "pooled", "finetune_epochs": 1}
     summary = run("whole", **settings)
     assert BACKEND in summary["environment"]
     assert np.isfinite(summary["test_loss"]) and summary["epochs"] == 3
@@ -174,6 +184,18 @@ def test_devices_that_cannot_be_are_refused(names, message, monkeypatch):
         monkeypatch.setattr(devices, "_devices", lambda: ["CPU:0", "GPU:0"])
     with pytest.raises(ConfigError, match=message):
         devices.place(names)
+
+
+def test_a_gpu_is_the_backend_s_and_decides_where_channels_are(monkeypatch):
+    hidden = []
+    monkeypatch.setattr(devices, "accelerators", lambda: ["a GPU"])
+    monkeypatch.setattr(
+        tf.config, "set_visible_devices", lambda *what: hidden.append(what)
+    )
+    devices.set_up(deterministic=False)
+    assert hidden == ([] if BACKEND == "tensorflow" else [([], "GPU")])
+    expected = "channels_last" if JAX else "channels_first"
+    assert keras.config.image_data_format() == expected
 
 
 def test_what_cannot_be_compiled_is_refused():

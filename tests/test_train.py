@@ -24,7 +24,6 @@ from diffstride import (
     callbacks,
     config,
     counting,
-    devices,
     files,
     main,
     resnet,
@@ -947,27 +946,6 @@ def test_initial_weights_do_not_depend_on_how_data_was_loaded(
         train.train(load, tiny, workdir=str(workdir), deterministic=False)
         losses.append(rows(workdir)[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_channels_come_first_on_a_gpu(monkeypatch, data_dir, tmp_path):
-    monkeypatch.setattr(devices, "accelerators", lambda: ["a GPU"])
-    seen = []
-
-    def model(num_output_classes):
-        seen.append(keras.config.image_data_format())
-        raise ConfigError("that is all we wanted to know")
-
-    try:
-        with pytest.raises(ConfigError, match="all we wanted"):
-            train.train(
-                lambda seed: load_datasets("digits", 64, data_dir=data_dir),
-                model,
-                workdir=str(tmp_path),
-                deterministic=False,
-            )
-        assert seen == ["channels_first"]
-    finally:
-        keras.config.set_image_data_format("channels_last")
 
 
 def test_a_model_of_the_other_data_format_is_refused(data_dir, tmp_path):
