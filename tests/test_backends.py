@@ -115,17 +115,16 @@ def assert_same_runs(ours, theirs, models=("model",)):
 
 @slow_on_tensorflow
 def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
-    """With what is drawn, the stride cost, and a plain network in the end."""
-    settings = {"num_epochs": 3, "harden_to": "pooled", "finetune_epochs": 1}
-    summary = run("whole", **settings)
+    """With what is drawn at random, and the stride cost."""
+    summary = run("whole", num_epochs=2)
     assert BACKEND in summary["environment"]
-    assert np.isfinite(summary["test_loss"]) and summary["epochs"] == 3
-    first, second, _ = read_rows(tmp_path / "whole" / "metrics.jsonl")
+    assert np.isfinite(summary["test_loss"]) and summary["epochs"] == 2
+    first, second = read_rows(tmp_path / "whole" / "metrics.jsonl")
     if JAX:  # One of training, one of testing, and nothing again.
         assert (first["compilations"], second["compilations"]) == (2, 0)
-        assert summary["compilations"] == 3  # The plain one is tested before.
+        assert summary["compilations"] == 2
         assert 0 < summary["compile_seconds"] < summary["seconds"]
-        assert "compilations   3 of steps" in capsys.readouterr().out
+        assert "compilations   2 of steps" in capsys.readouterr().out
     else:
         assert "compilations" not in summary | first
 
@@ -137,23 +136,21 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
         patched.setattr(
             callbacks.StopOnNonFiniteLoss, "on_train_batch_end", stop
         )
-        run("again", **settings)
-    run("again", **settings)
-    assert_same_runs(
-        tmp_path / "again", tmp_path / "whole", ("learned", "model")
-    )
+        run("again", num_epochs=2)
+    run("again", num_epochs=2)
+    assert_same_runs(tmp_path / "again", tmp_path / "whole")
     # One of another backend is not gone on with.
     config = tmp_path / "again" / "config.gin"
     assert config.read_text() == f"# KERAS_BACKEND={BACKEND}\n"
     config.write_text(f"# KERAS_BACKEND={OTHER}\n")
     with pytest.raises(ConfigError, match=f"set KERAS_BACKEND={OTHER}, or"):
-        run("again", **settings)
+        run("again", num_epochs=2)
 
 
 @slow_on_tensorflow
 def test_the_step_that_diverged_is_named(run):
     with pytest.raises(NonFiniteLossError, match=r"step 2 \(epoch 1, batch 2"):
-        run("diverged", learning_rate=1e20)
+        run("diverged", learning_rate=1e38)
 
 
 @pytest.mark.parametrize("names", [["CPU:0"], ["/device:CPU:0"], ["cpu:0"]])
