@@ -7,6 +7,7 @@ import setuptools
 _REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
 _DATASETS = ["scikit-learn>=1.5"]
 _SEARCH = ["optuna>=5.0"]
+_HUGGING_FACE = ["datasets>=4.0"]
 _AUDIO = ["soundfile>=0.13", "soxr>=0.5"]
 
 setuptools.setup(
@@ -67,12 +68,14 @@ setuptools.setup(
     extras_require={
         "audio": _AUDIO,
         "datasets": _DATASETS,
+        "huggingface": _HUGGING_FACE,
         "jax": ["jax>=0.10"],
         "report": _REPORT,
         "search": _SEARCH,
         "test": [
             *_AUDIO,
             *_DATASETS,
+            *_HUGGING_FACE,
             *_REPORT,
             *_SEARCH,
             "hypothesis>=6.100",

@@ -1,5 +1,6 @@
 """Folders of images of one's own."""
 
+import datasets
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -123,3 +124,70 @@ def test_what_cannot_be_is_one_line(change, kwargs, message, tmp_path):
 def test_a_folder_without_folders(tmp_path):
     with pytest.raises(DataError, match="a folder of images for each class"):
         load(tmp_path)
+
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("int32"),
+        "photo": datasets.Image(),
+        "kind": datasets.ClassLabel(names=CLASSES),
+    }
+)
+
+
+def saved(root, files, features=FEATURES):
+    """What Hugging Face `datasets` makes of files."""
+    rows = [
+        {"id": i, "photo": str(path), "kind": CLASSES.index(path.parts[-3])}
+        for i, path in enumerate(sorted(files.rglob("*.*")))
+    ]
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.save_to_disk(root)
+    return table
+
+
+def test_hugging_face_data_sets_on_disk(tmp_path):
+    table = saved(tmp_path / "one", fill(tmp_path / "files"))
+    parts = {"train": table, "test": table.select(range(10))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    loaded = load(tmp_path / "one")
+    train, test = numbers(loaded.epoch(0)), numbers(loaded.test)
+    assert sorted(train + test) == list(range(30)) and len(test) == 6
+    assert numbers(load(tmp_path / "one", seed=1).test) != test
+    loaded = load(tmp_path / "two", train_split="train", test_split=None)
+    assert len(numbers(loaded.test)) == 10 and loaded.num_classes == 3
+    assert sorted(numbers(loaded.epoch(0))) == list(range(30))
+
+
+def broken_image(files):
+    path = files / "dog" / "deeper" / "1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    return FEATURES
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (broken_image, "cannot be used: .* in image 10 of split 'train'"),
+        (
+            lambda files: datasets.Features(
+                {**FEATURES, "kind": datasets.Value("int64")}
+            ),
+            "must have one column of `datasets.ClassLabel`. It has: id, photo",
+        ),
+    ],
+)
+def test_what_of_hugging_face_cannot_be_is_one_line(change, message, tmp_path):
+    files = fill(tmp_path / "files")
+    saved(tmp_path / "saved", files, change(files))
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path / "saved", mean=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_of_hugging_face_are_one_line(tmp_path):
+    saved(tmp_path, fill(tmp_path / "files"))
+    next(tmp_path.glob("*.arrow")).write_bytes(b"no arrow")
+    with pytest.raises(DataError, match="cannot be read: ") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder that has a folder for each class.
+"""Images of one's own: a folder of folders, or Hugging Face `datasets`.
 
 Splits are named as those of TFDS, parts of them too. Examples are listed in a
 random order that the seed decides, so that parts of a split are random ones.
@@ -18,6 +18,9 @@ from diffstride.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif"}
 PREFIX = "folder:"
+# What tells a folder that Hugging Face `datasets` has saved, of one or of
+# several splits.
+_HUGGING_FACE = ("state.json", "dataset_dict.json")
 
 
 def own_source(name: str, *args: Any, seed: int) -> Source:
@@ -28,13 +31,16 @@ def own_source(name: str, *args: Any, seed: int) -> Source:
             f"`name` must be 'folder:' and a folder that exists. Received: "
             f"name={name!r}"
         )
+    if any((path / file).exists() for file in _HUGGING_FACE):
+        return HuggingFace(path, seed, name, *args)
     return Folder(path, seed, name, *args)
 
 
-class Folder(Source):
-    """A folder with a folder for each class.
+class Listed(Source):
+    """Images that are found one by one, by what a list has of each.
 
-    Or with one for each split, `train` among them, of which each has these.
+    A subclass fills `_items`: for each split what stands for each image, and
+    its label.
     """
 
     def __init__(self, path: pathlib.Path, seed: int, *args: Any):
@@ -83,10 +89,20 @@ class Folder(Source):
             for _ in self._read(split).map(self._decode_all, tf.data.AUTOTUNE):
                 done += 1
         except tf.errors.OpError as error:
-            return (
-                f"{plain(error)}, in {items[done]}. Replace it or take it out"
-            )
+            where = self._where(items[done])
+            return f"{plain(error)}, in {where}. Replace it or take it out"
         return None
+
+    def _where(self, item: Any) -> str:
+        """Names an image in an error."""
+        return str(item)
+
+
+class Folder(Listed):
+    """A folder with a folder for each class.
+
+    Or with one for each split, `train` among them, of which each has these.
+    """
 
     def _open(self, data_dir: str | None) -> tuple[dict, dict]:
         splits = {"train": self._path}
@@ -125,6 +141,77 @@ class Folder(Source):
 
     def _encoded(self, item: tf.Tensor) -> tf.Tensor:
         return tf.io.read_file(item)
+
+
+class HuggingFace(Listed):
+    """What `datasets.Dataset.save_to_disk`, or a `DatasetDict`'s, has written.
+
+    It has one column of `datasets.Image`, and one of `datasets.ClassLabel`.
+    """
+
+    def _open(self, data_dir: str | None) -> tuple[dict, dict]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise DataError(
+                f"{self._path} is read by Hugging Face `datasets`: pip install "
+                f"'diffstride[huggingface]' ({error})"
+            ) from error
+        try:
+            saved = datasets.load_from_disk(str(self._path))
+        except Exception as error:  # Damaged files of Arrow raise anything.
+            raise DataError(f"{self._path} cannot be read: {error}") from error
+        if isinstance(saved, datasets.Dataset):
+            saved = {"train": saved}
+        features = next(iter(saved.values())).features
+        image, label = (
+            self._column(features, kind)
+            for kind in (datasets.Image, datasets.ClassLabel)
+        )
+        self._images: list[tuple[str, Any]] = []
+        for split, table in saved.items():
+            first = sum(len(images) for _, images in self._images)
+            if table.features[label] != features[label]:
+                raise DataError(
+                    f"{self._path} must have the same classes in all splits. "
+                    f"'{split}' has others: {table.features[label].names}"
+                )
+            labels = [-1 if each is None else each for each in table[label]]
+            labels = np.array(labels, "int64")
+            self._items[split] = first + np.arange(len(labels)), labels
+            encoded = table.cast_column(image, datasets.Image(decode=False))
+            self._images.append((split, encoded.select_columns(image)))
+        self._column_name = image
+        return self._features(features[label].names)
+
+    def _column(self, features: Any, kind: type) -> str:
+        names = [name for name, each in features.items() if type(each) is kind]
+        if len(names) != 1:
+            raise DataError(
+                f"{self._path} must have one column of `datasets."
+                f"{kind.__name__}`. It has: {', '.join(map(str, features))}"
+            )
+        return names[0]
+
+    def _find(self, item: int) -> tuple[str, int, Any]:
+        """The split of an image, its place there, and all images there."""
+        for split, images in self._images:
+            if item < len(images):
+                return split, item, images
+            item -= len(images)
+        raise IndexError(item)
+
+    def _encoded(self, item: tf.Tensor) -> tf.Tensor:
+        def find(item: np.ndarray) -> bytes:
+            _, place, images = self._find(int(item))
+            return images[place][self._column_name]["bytes"]
+
+        encoded = tf.numpy_function(find, [item], tf.string, stateful=False)
+        return tf.ensure_shape(encoded, ())
+
+    def _where(self, item: Any) -> str:
+        split, place, _ = self._find(int(item))
+        return f"image {place} of split '{split}'"
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:

@@ -46,7 +46,8 @@ def load_datasets(
     Args:
         name: a TFDS name such as `"cifar10"`, or `"digits"`, or `"folder:"`
             and the path of a folder that has a folder of images for each class,
-            or a folder of these for each split.
+            or a folder of these for each split, or that Hugging Face `datasets`
+            has saved.
         batch_size: number of examples in a batch. Incomplete training batches
             are dropped, incomplete test batches are not.
         augment_fn: `augment_fn(image, seed)` gives the image to train on;
