@@ -1,8 +1,7 @@
 """What training asks of a backend: devices, determinism, compilation.
 
-Keras hides the rest. TensorFlow reads the data and writes the summaries of
-TensorBoard on every backend; what it computes on here is its own affair only
-where it is the backend.
+All else is Keras's. On each backend TensorFlow reads the data, and writes what
+TensorBoard shows.
 """
 
 import contextlib
