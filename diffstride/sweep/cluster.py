@@ -6,6 +6,7 @@ another one as if its command had been started again.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import math
@@ -112,6 +113,7 @@ class Cluster:
                 )
             if answer:
                 raise UserError(f"The worker at {worker} {answer}")
+        print(f"{len(answers)} workers make {self.jobs} runs at once")
 
     @property
     def jobs(self) -> int:
@@ -120,7 +122,7 @@ class Cluster:
         if now > self._looked + 1:
             self._looked = now
             before = self._threads
-            with contextlib.suppress(OSError):  # Which its tasks will tell.
+            with contextlib.suppress(Exception):  # Which its tasks will tell.
                 self._threads = sum(self._client.nthreads().values())
             if before and not self._threads:
                 print("No workers are left; waiting for others", flush=True)
@@ -166,8 +168,9 @@ def connected(address: str, check: Callable[[], None]) -> Iterator[Any]:
             "--scheduler needs distributed; pip install 'diffstride[cluster]' "
             "brings it"
         ) from error
-    # Errors are told in one line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):
+        # Errors are told in one line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
@@ -251,7 +254,9 @@ def objection(folder: str, versions: str) -> str | None:
         versions: what is installed there.
     """
     if (found := _versions()) != versions:
-        return f"has {found}; install what is here, {versions}"
+        return (
+            f"has {found}; install what is here, {versions}, and start it again"
+        )
     try:
         with (pathlib.Path(folder) / "sweep.lock").open("r+") as lock:
             if not try_to_lock(lock.fileno()):
@@ -265,6 +270,7 @@ def objection(folder: str, versions: str) -> str | None:
     )
 
 
+@functools.cache  # A worker is what it was when it started.
 def _versions() -> str:
     """Names what makes runs alike, this package by its sources."""
     package = pathlib.Path(__file__).parent.parent
