@@ -23,7 +23,7 @@ from diffstride.errors import UserError, one_line
 from diffstride.files import try_to_lock
 from diffstride.sweep.processes import Log, Process, locked, share_of_cores
 
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 30.0
 _WORKERS_SECONDS = 60.0
 # A worker that was believed lost may need this long to see it and to stop, and
 # a file server to take back the locks of a machine that died.
