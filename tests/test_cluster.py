@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -486,12 +487,15 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
 
     def kill():
         # In the midst of a run that has saved an epoch.
-        while not (found := [*pathlib.Path("there").glob("*/metrics.jsonl")]):
-            time.sleep(0.01)
-        killed.append(found[0].parent)
-        for line in os.popen("ps -eo pid,ppid,args").read().splitlines():
-            if f"--workdir={found[0].parent}" in line:
-                os.kill(int(line.split()[1]), signal.SIGKILL)
+        worker = dask.workers[0]
+        while not killed:
+            time.sleep(0.05)
+            for line in os.popen(f"ps --ppid {worker.pid} -o args="):
+                workdir = pathlib.Path(re.search(r"--workdir=(\S+)", line)[1])
+                is_saved = (workdir / "metrics.jsonl").exists()
+                if is_saved and not (workdir / "summary.json").exists():
+                    worker.kill()
+                    killed.append(workdir)
 
     with meanwhile(kill):
         print(
@@ -500,7 +504,7 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
                 f"--scheduler={dask.address}",
             )
         )
-    assert sorted(w.poll() is None for w in dask.workers) == [False, True]
+    assert [w.poll() for w in dask.workers] == [-signal.SIGKILL, None]
     assert "Going on after epoch" in (killed[0] / "log.txt").read_text()
     print(run_sweep(*common, "--workdir=here", "--output=here.jsonl"))
     tables = [table("here"), table("there")]
