@@ -194,7 +194,7 @@ def meanwhile(function):
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=call)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     yield
     thread.join()
@@ -488,7 +488,9 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
     def kill():
         # In the midst of a run that has saved an epoch.
         worker = dask.workers[0]
-        while not killed:
+        for _ in range(36000):
+            if killed:
+                break
             time.sleep(0.05)
             for line in os.popen(f"ps --ppid {worker.pid} -o args="):
                 workdir = pathlib.Path(re.search(r"--workdir=(\S+)", line)[1])

@@ -113,7 +113,7 @@ class Cluster:
                 )
             if answer:
                 raise UserError(f"The worker at {worker} {answer}")
-        print(f"{len(answers)} workers make {self.jobs} runs at once")
+        print(f"Workers: {len(answers)}, runs at once: {self.jobs}")
 
     @property
     def jobs(self) -> int:
