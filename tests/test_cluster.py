@@ -96,6 +96,7 @@ class Dask:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{port}"
+        self.port = port
         self.workers = []
         self.scheduler = self._start(
             "scheduler", "--host=127.0.0.1", f"--port={port}"
@@ -123,6 +124,10 @@ class Dask:
                 },
             )
 
+    def is_up(self):
+        with socket.socket() as tried:
+            return not tried.connect_ex(("127.0.0.1", self.port))
+
     def close(self):
         for process in (*self.workers, self.scheduler):
             process.kill()
@@ -143,6 +148,7 @@ def dask(shared):
     shared.workers = [w for w in shared.workers if w.poll() is None]
     while len(shared.workers) < 2:
         shared.add_worker()
+    wait_until(shared.is_up)
     with cluster.connected(shared.address, lambda: None) as client:
         client.wait_for_workers(2, timeout=60)
     return shared
@@ -169,7 +175,7 @@ def noted(what, folder="runs"):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -301,6 +307,7 @@ class TestSweep:
         for attempt in range(2):
             dask = Dask(tmp_path / "dask")
             try:
+                wait_until(dask.is_up)
                 more = arguments(f"--scheduler={dask.address}")
                 if attempt:
                     with (
@@ -374,6 +381,15 @@ class TestSweep:
 
 
 class TestRefusals:
+    def test_a_workdir_that_a_worker_still_has(self, trainer, monkeypatch):
+        monkeypatch.setattr(processes, "_LOCK_SECONDS", 0)
+        with (
+            processes.locked(pathlib.Path("runs", NAMES[0])),
+            pytest.raises(UserError, match=f"at work in runs/{NAMES[0]}; wait"),
+        ):
+            sweep(arguments())
+        assert sweep(arguments()) == 0
+
     def test_a_scheduler_that_is_not_there(self, trainer, monkeypatch):
         pytest.importorskip("distributed")
         monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.3)

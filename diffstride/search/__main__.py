@@ -38,7 +38,7 @@ from diffstride.sweep.processes import (
     locked,
     noting_signals,
 )
-from diffstride.sweep.runner import Sweep
+from diffstride.sweep.runner import Sweep, add_flags
 
 
 def main(argv: list[str]) -> int:
@@ -251,17 +251,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--workdir", default="exp/search", help="holds the workdirs")
     add("--data_dir", help="where TFDS data lies")
     add("--output", type=_path, help="records of all trials, JSON lines")
-    add(
-        "--jobs",
-        type=int,
-        help="most runs at once; default 1, or all that the workers of "
-        "--scheduler make",
-    )
-    add(
-        "--scheduler",
-        help="address of a Dask scheduler, whose workers make the runs, such "
-        "as tcp://HOST:8786",
-    )
+    add_flags(add)
     add(
         "--allow_imports",
         action="store_true",

@@ -17,7 +17,7 @@ from diffstride.errors import UserError, run_reporting_errors
 from diffstride.settings import AXES
 from diffstride.sweep import grid
 from diffstride.sweep.processes import Stopped, noting_signals
-from diffstride.sweep.runner import Sweep
+from diffstride.sweep.runner import Sweep, add_flags
 
 
 def main(argv: list[str]) -> int:
@@ -89,17 +89,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     add("--data_dir", help="where TFDS data lies")
     add("--output", type=pathlib.Path, help="records of all runs, JSON lines")
-    add(
-        "--jobs",
-        type=int,
-        help="most runs at once; default 1, or all that the workers of "
-        "--scheduler make",
-    )
-    add(
-        "--scheduler",
-        help="address of a Dask scheduler, whose workers make the runs, such "
-        "as tcp://HOST:8786",
-    )
+    add_flags(add)
     add("--dry_run", action="store_true", help="only list the runs")
     add(
         "--allow_imports",

@@ -60,10 +60,11 @@ class Task:
         return True
 
     def stop(self) -> None:
-        """Has its worker ask it to end, and end it if it does not."""
-        with contextlib.suppress(
-            Exception
-        ):  # Without a scheduler it ends, too.
+        """Has its worker ask it to end, and end it if it does not.
+
+        Where the scheduler is lost, the worker does so by itself.
+        """
+        with contextlib.suppress(Exception):
             self.future.cancel()
 
     kill = stop
@@ -231,7 +232,9 @@ def make_run(
         with locked(path.parent, _LOCK_SECONDS, check) as lock:
             process = Process(
                 [sys.executable, *command[1:]],
-                *(path, lock, {**variables, **share}, cwd),
+                *(path, lock),
+                variables={**variables, **share},
+                cwd=cwd,
             )
             try:
                 while not process.has_ended():

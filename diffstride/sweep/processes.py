@@ -43,7 +43,7 @@ class Log:
 
 
 class Process:
-    """A command under way, with its output in `log`, holding `lock`.
+    """A command under way, with its output in `log`, holding `locks`.
 
     `variables` of its environment take the place of those of this process.
     """
@@ -52,7 +52,7 @@ class Process:
         self,
         command: Sequence[str],
         log: pathlib.Path,
-        lock: TextIO,
+        *locks: TextIO,
         variables: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ):
@@ -71,7 +71,7 @@ class Process:
                 cwd=cwd,
                 # Control-C is for the parent to deal with.
                 process_group=0,
-                pass_fds=[lock.fileno()],
+                pass_fds=[lock.fileno() for lock in locks],
                 preexec_fn=_die_with_parent(),
             )
 
@@ -123,12 +123,13 @@ class Local:
     jobs: int = 1
 
     def start(self, command: Sequence[str], log: pathlib.Path) -> Process:
-        """Starts a command."""
+        """Starts a command, unless a worker elsewhere is still at it."""
         share = {}
         if self.jobs > 1:
             share = share_of_cores(os.cpu_count() or 1, self.jobs)
             share = {k: os.environ.get(k, v) for k, v in share.items()}
-        return Process(command, log, self.lock, share)
+        with locked(log.parent) as lock:
+            return Process(command, log, self.lock, lock, variables=share)
 
     def wait(self, seconds: float) -> None:
         """Waits for something to happen."""

@@ -270,6 +270,21 @@ class Sweep:
         return total / min(jobs, len(left))
 
 
+def add_flags(add: Callable[..., Any]) -> None:
+    """Adds the flags that say where and how many runs are made."""
+    add(
+        "--jobs",
+        type=int,
+        help="most runs at once; default 1, or all that the workers of "
+        "--scheduler make",
+    )
+    add(
+        "--scheduler",
+        help="address of a Dask scheduler, whose workers make the runs, such "
+        "as tcp://HOST:8786",
+    )
+
+
 def without_effect(run: Run, log: str) -> str | None:
     """Finds the settings that `diffstride.main` says nothing uses."""
     unused = set(re.findall(r"`([\w.]+)` is set in .* nothing in", log))
