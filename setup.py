@@ -8,7 +8,7 @@ _REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
 _DATASETS = ["scikit-learn>=1.5"]
 _SEARCH = ["optuna>=5.0"]
 _HUGGING_FACE = ["datasets>=4.0"]
-_CLUSTER = ["distributed>=2025.1"]
+_CLUSTER = ["distributed>=2026.8"]
 _AUDIO = ["soundfile>=0.13", "soxr>=0.5"]
 
 setuptools.setup(
