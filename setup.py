@@ -8,6 +8,7 @@ _REPORT = ["matplotlib>=3.9", "pandas>=2.2"]
 _DATASETS = ["scikit-learn>=1.5"]
 _SEARCH = ["optuna>=5.0"]
 _HUGGING_FACE = ["datasets>=4.0"]
+_CLUSTER = ["distributed>=2026.8"]
 _AUDIO = ["soundfile>=0.13", "soxr>=0.5"]
 
 setuptools.setup(
@@ -67,6 +68,7 @@ setuptools.setup(
     ],
     extras_require={
         "audio": _AUDIO,
+        "cluster": _CLUSTER,
         "datasets": _DATASETS,
         "huggingface": _HUGGING_FACE,
         "jax": ["jax>=0.10"],
@@ -74,6 +76,7 @@ setuptools.setup(
         "search": _SEARCH,
         "test": [
             *_AUDIO,
+            *_CLUSTER,
             *_DATASETS,
             *_HUGGING_FACE,
             *_REPORT,

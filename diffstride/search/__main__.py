@@ -32,8 +32,13 @@ from diffstride.search.study import (
     Trial,
     import_optuna,
 )
-from diffstride.sweep.processes import Stopped, locked, noting_signals
-from diffstride.sweep.runner import Sweep
+from diffstride.sweep.processes import (
+    Local,
+    Stopped,
+    locked,
+    noting_signals,
+)
+from diffstride.sweep.runner import Sweep, add_flags
 
 
 def main(argv: list[str]) -> int:
@@ -68,13 +73,12 @@ def _train(
     check: Callable[[], None],
 ) -> dict[str, str]:
     """Makes what is not in the table; returns name and error of failures."""
-    folder = answers.sweep.folder
-    with locked(folder) as lock, _counting(answers):
-        path = folder / "search.jsonl"
+    with answers.sweep.machines(check) as machines, _counting(answers):
+        path = answers.sweep.folder / "search.jsonl"
         journal = Journal(path, _identity(args, asked, options, answers.sweep))
         study = Study(asked, options, answers.cost, answers.can_make, journal)
         search = Search(study, answers, args.trials, args.output)
-        failed = search.make(lock, check)
+        failed = search.make(machines, check)
     _tell(study, options)
     return failed
 
@@ -104,7 +108,7 @@ def _replay(
                 search.output = args.output
             else:
                 search.tell = lambda line: None
-            search.make(None, check)
+            search.make(Local(None, answers.sweep.jobs or 1), check)
             searches.append(study.trials)
     if is_single:
         _tell(study, options)
@@ -145,10 +149,9 @@ def _sweep(args: argparse.Namespace, asked: space.Space) -> Sweep:
     if not gin_config:
         raise UserError("--gin_config is required, such as fashion_mnist.gin")
     for name in ("jobs", "trials", "repeats"):
-        if getattr(args, name) < 1:
-            raise UserError(
-                f"--{name} must be at least 1. Received: {getattr(args, name)}"
-            )
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1. Received: {value}")
     if args.table_only and not args.table:
         raise UserError("--table_only needs a --table")
     if args.repeats > 1 and not args.table_only:
@@ -161,6 +164,7 @@ def _sweep(args: argparse.Namespace, asked: space.Space) -> Sweep:
         data_dir=args.data_dir,
         jobs=args.jobs,
         allow_imports=args.allow_imports,
+        scheduler=args.scheduler,
     )
 
 
@@ -247,7 +251,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--workdir", default="exp/search", help="holds the workdirs")
     add("--data_dir", help="where TFDS data lies")
     add("--output", type=_path, help="records of all trials, JSON lines")
-    add("--jobs", type=int, default=1, help="runs at once")
+    add_flags(add)
     add(
         "--allow_imports",
         action="store_true",

@@ -7,9 +7,8 @@ table gives the trials that training would have given.
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from diffstride.errors import UserError
 from diffstride.files import make_folder, read_ours, replace_lines
@@ -18,8 +17,7 @@ from diffstride.runs import read_records
 from diffstride.search.costs import Counter
 from diffstride.search.study import Cost, Study, Trial
 from diffstride.sweep.grid import Run
-from diffstride.sweep.processes import Process
-from diffstride.sweep.runner import POLL_SECONDS, Sweep
+from diffstride.sweep.runner import POLL_SECONDS, Machines, Process, Sweep
 
 SELECT = ("validation", "test")
 
@@ -141,7 +139,7 @@ class Search:
     _errors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def make(
-        self, lock: TextIO | None, check: Callable[[], None]
+        self, machines: Machines, check: Callable[[], None]
     ) -> dict[str, str]:
         """Makes all trials; returns name and error of each that failed.
 
@@ -153,12 +151,12 @@ class Search:
         try:
             while True:
                 check()
-                ended = [t for t in active if self._advance(t, lock)]
+                ended = [t for t in active if self._advance(t, machines)]
                 for trial in ended:
                     active.remove(trial)
                     self._write_output()
                     self.tell(self._line(trial))
-                has_room = len(active) < self.answers.sweep.jobs
+                has_room = len(active) < machines.jobs
                 is_short = len(self.study.trials) < self.count
                 if has_room and is_short and not is_exhausted:
                     trial = self.study.propose()
@@ -167,7 +165,7 @@ class Search:
                 elif not active:
                     return self._errors
                 elif not ended:
-                    time.sleep(POLL_SECONDS)
+                    machines.wait(POLL_SECONDS)
         finally:
             for process in self._processes.values():
                 process.kill()
@@ -185,7 +183,7 @@ class Search:
             rows.append({**record, "trial": trial.number})
         return rows
 
-    def _advance(self, trial: Trial, lock: TextIO | None) -> bool:
+    def _advance(self, trial: Trial, machines: Machines) -> bool:
         """Reports what is new of a trial; tells whether it has ended."""
         process = self._processes.get(trial.run.name)
         has_ended, error = False, None
@@ -209,7 +207,7 @@ class Search:
             self.study.finish(trial, *self.answers.accuracies(record))
             return True
         if process is None:
-            started = self.answers.sweep.start(trial.run, lock)
+            started = self.answers.sweep.start(trial.run, machines)
             self._processes[trial.run.name] = started
         return False
 

@@ -16,8 +16,8 @@ import sys
 from diffstride.errors import UserError, run_reporting_errors
 from diffstride.settings import AXES
 from diffstride.sweep import grid
-from diffstride.sweep.processes import Stopped, locked, noting_signals
-from diffstride.sweep.runner import Sweep
+from diffstride.sweep.processes import Stopped, noting_signals
+from diffstride.sweep.runner import Sweep, add_flags
 
 
 def main(argv: list[str]) -> int:
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         return 0
     try:
-        with noting_signals() as check, locked(sweep.folder) as lock:
-            failed = sweep.make(lock, check)
+        with noting_signals() as check, sweep.machines(check) as machines:
+            failed = sweep.make(machines, check)
     except Stopped as stop:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 128 + stop.args[0]
@@ -50,7 +50,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
     gin_config = args.gin_config or asked.gin_config
     if not gin_config:
         raise UserError("--gin_config is required, such as fashion_mnist.gin")
-    if args.jobs < 1:
+    if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs must be at least 1. Received: {args.jobs}")
     is_file = args.grid[0].endswith(".toml")
     name = pathlib.Path(args.grid[0]).stem if is_file else "sweep"
@@ -63,6 +63,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
         jobs=args.jobs,
         output=args.output and args.output.expanduser(),
         allow_imports=args.allow_imports,
+        scheduler=args.scheduler,
     )
 
 
@@ -88,7 +89,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     add("--data_dir", help="where TFDS data lies")
     add("--output", type=pathlib.Path, help="records of all runs, JSON lines")
-    add("--jobs", type=int, default=1, help="runs at once")
+    add_flags(add)
     add("--dry_run", action="store_true", help="only list the runs")
     add(
         "--allow_imports",

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import pathlib
 import re
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from diffstride.errors import UserError
@@ -25,19 +26,38 @@ class Stopped(Exception):
     """A signal, of the number in `args`, asked this process to end."""
 
 
+class Log:
+    """What is written into a file from now on."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._start = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> str:
+        """Returns what has been written until now."""
+        if not self._path.exists():
+            return ""
+        with self._path.open("rb") as file:
+            file.seek(self._start)
+            return file.read().decode(errors="replace")
+
+
 class Process:
-    """A command under way, with its output in `log`, holding `lock`."""
+    """A command under way, with its output in `log`, holding `locks`.
+
+    `variables` of its environment take the place of those of this process.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         log: pathlib.Path,
-        lock: TextIO,
-        jobs: int = 1,
+        *locks: TextIO,
+        variables: Mapping[str, str] | None = None,
+        cwd: str | None = None,
     ):
-        self._log = log
+        self._log = Log(log)
         with log.open("ab") as file:
-            self._log_start = file.tell()
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -45,12 +65,13 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={
                     "PYTHONUNBUFFERED": "1",  # So that the log can be followed.
-                    **_share_of_cores(jobs),
                     **os.environ,
+                    **(variables or {}),
                 },
+                cwd=cwd,
                 # Control-C is for the parent to deal with.
                 process_group=0,
-                pass_fds=[lock.fileno()],
+                pass_fds=[lock.fileno() for lock in locks],
                 preexec_fn=_die_with_parent(),
             )
 
@@ -72,9 +93,7 @@ class Process:
 
     def output(self) -> str:
         """Returns what it has written until now."""
-        with self._log.open("rb") as file:
-            file.seek(self._log_start)
-            return file.read().decode(errors="replace")
+        return self._log.read()
 
     def error(self) -> str | None:
         """Returns in one line why it failed, or `None`, once it has ended."""
@@ -91,15 +110,49 @@ class Process:
         return last.removeprefix("error: ").strip()
 
 
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Starts processes on this machine, which `lock` keeps others out of.
+
+    Attributes:
+        lock: file that `locked` gave.
+        jobs: most processes at once; they share the cores.
+    """
+
+    lock: TextIO | None
+    jobs: int = 1
+
+    def start(self, command: Sequence[str], log: pathlib.Path) -> Process:
+        """Starts a command, unless a worker elsewhere is still at it."""
+        share = {}
+        if self.jobs > 1:
+            share = share_of_cores(os.cpu_count() or 1, self.jobs)
+            share = {k: os.environ.get(k, v) for k, v in share.items()}
+        with locked(log.parent) as lock:
+            return Process(command, log, self.lock, lock, variables=share)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for something to happen."""
+        time.sleep(seconds)
+
+
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[TextIO]:
+def locked(
+    folder: pathlib.Path,
+    seconds: float | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[TextIO]:
     """Makes a folder, and keeps others out of it.
 
     The lock holds until this process and those that were given it have ended.
+    It is on a file that is open for writing, or network file systems would not
+    tell other machines. Before it is given up, `check` may raise.
     """
     with (make_folder(folder, "--workdir") / "sweep.lock").open("a") as lock:
-        deadline = time.monotonic() + _LOCK_SECONDS
+        seconds = _LOCK_SECONDS if seconds is None else seconds
+        deadline = time.monotonic() + seconds
         while not try_to_lock(lock.fileno()):
+            check()
             # The children of a process just killed take a moment to die.
             if time.monotonic() > deadline:
                 raise UserError(
@@ -133,11 +186,9 @@ def noting_signals() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def _share_of_cores(jobs: int) -> dict[str, str]:
-    """Variables that TensorFlow goes by."""
-    if jobs == 1:
-        return {}
-    share = str(max(1, (os.cpu_count() or 1) // jobs))
+def share_of_cores(cores: int, jobs: int) -> dict[str, str]:
+    """Returns variables by which TensorFlow takes its share of the cores."""
+    share = str(max(1, cores // jobs))
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return dict.fromkeys((*names, "OMP_NUM_THREADS"), share)
 

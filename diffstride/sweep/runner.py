@@ -1,15 +1,15 @@
 """Makes the runs of a sweep, each in a process and a workdir of its own."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from diffstride import settings
 from diffstride.errors import UserError
@@ -21,8 +21,12 @@ from diffstride.files import (
     writing,
 )
 from diffstride.runs import read_records, read_run
+from diffstride.sweep import cluster, processes
 from diffstride.sweep.grid import Run
-from diffstride.sweep.processes import Process
+
+# Where runs are made, and what is then known of one of them.
+Machines = processes.Local | cluster.Cluster
+Process = processes.Process | cluster.Task
 
 POLL_SECONDS = 0.1
 _ENDED = ("finished", "failed")
@@ -30,16 +34,34 @@ _ENDED = ("finished", "failed")
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What to run, and where: `folder` holds the workdirs."""
+    """What to run, and where: `folder` holds the workdirs.
+
+    `jobs` are the most runs at once; `None` is one, or with a `scheduler`, the
+    address of one of Dask, as many as its workers make.
+    """
 
     runs: list[Run]
     folder: pathlib.Path
     gin_config: str
     bindings: list[str]
     data_dir: str | None = None
-    jobs: int = 1
+    jobs: int | None = None
     output: pathlib.Path | None = None
     allow_imports: bool = False
+    scheduler: str | None = None
+
+    @contextlib.contextmanager
+    def machines(self, check: Callable[[], None]) -> Iterator[Machines]:
+        """Gives where runs are made, and keeps others out of the folder.
+
+        `check` may raise while it waits.
+        """
+        with processes.locked(self.folder, check=check) as lock:
+            if self.scheduler is None:
+                yield processes.Local(lock, self.jobs or 1)
+                return
+            with cluster.connected(self.scheduler, check) as client:
+                yield cluster.Cluster(client, self.folder, self.jobs)
 
     def workdir(self, run: Run) -> pathlib.Path:
         """Returns the folder of a run."""
@@ -80,7 +102,9 @@ class Sweep:
             parts.append("--allow_imports")
         return parts
 
-    def make(self, lock: TextIO, check: Callable[[], None]) -> dict[str, str]:
+    def make(
+        self, machines: Machines, check: Callable[[], None]
+    ) -> dict[str, str]:
         """Makes the runs that are not finished, several at once.
 
         `check` may raise, to end the sweep and its runs. Returns name and error
@@ -96,10 +120,10 @@ class Sweep:
         try:
             while waiting or running:
                 check()
-                while waiting and len(running) < self.jobs:
+                while waiting and len(running) < machines.jobs:
                     run = waiting.popleft()
-                    running.append((run, self.start(run, lock)))
-                time.sleep(POLL_SECONDS)
+                    running.append((run, self.start(run, machines)))
+                machines.wait(POLL_SECONDS)
                 for run, process in list(running):
                     ended, error = self.outcome(run, process)
                     if not ended:
@@ -109,19 +133,19 @@ class Sweep:
                         failed[run.name] = error
                     self._write_output()
                     left = [each for each, _ in running] + list(waiting)
-                    self._tell(run, error, left)
+                    self._tell(run, error, left, machines.jobs)
         finally:
             for _, process in running:
                 process.kill()
         return failed
 
-    def start(self, run: Run, lock: TextIO) -> Process:
+    def start(self, run: Run, machines: Machines) -> Process:
         """Starts the process that makes a run, or goes on with it."""
         workdir = make_folder(self.workdir(run), "--workdir")
         self.record(run)
         log = workdir / "log.txt"
         with writing(log):
-            return Process(self.command(run), log, lock, self.jobs)
+            return machines.start(self.command(run), log)
 
     def outcome(self, run: Run, process: Process) -> tuple[bool, str | None]:
         """Tells whether a run has ended, and records why it failed."""
@@ -139,7 +163,8 @@ class Sweep:
 
     def record(self, run: Run, error: str | None = None, **more: Any) -> None:
         """Writes into the workdir of a run what it is."""
-        record = {**self.identity(run), "jobs": self.jobs, "error": error}
+        jobs = 1 if self.scheduler else self.jobs or 1
+        record = {**self.identity(run), "jobs": jobs, "error": error}
         text = json.dumps({**record, **more}, indent=1) + "\n"
         replace_text(self.workdir(run) / "run.json", text)
 
@@ -210,20 +235,22 @@ class Sweep:
         make_folder(self.output.parent, "--output")
         replace_lines(self.output, ended)
 
-    def _tell(self, run: Run, error: str | None, left: list[Run]) -> None:
+    def _tell(
+        self, run: Run, error: str | None, left: list[Run], jobs: int
+    ) -> None:
         """Prints a line on a run that has ended."""
         result = f"failed: {error}"
         if error is None:
             summary = read_run(self.workdir(run))["summary"]
             accuracy = 100 * summary["test_accuracy"]
             result = f"{accuracy:.2f} %, {_duration(summary['seconds'])}"
-        if left and (seconds := self._seconds_left(left)) is not None:
+        if left and (seconds := self._seconds_left(left, jobs)) is not None:
             result += f"; about {_duration(seconds)} left"
         total = len(self.runs)
         number = f"{total - len(left):{len(str(total))}}"
         print(f"[{number}/{total}] {run.name}: {result}", flush=True)
 
-    def _seconds_left(self, left: list[Run]) -> float | None:
+    def _seconds_left(self, left: list[Run], jobs: int) -> float | None:
         """What the runs that are left take, by those of the same method."""
         seconds = collections.defaultdict(list)
         for run in self.runs:
@@ -240,7 +267,22 @@ class Sweep:
         total = sum(
             means.get(run.settings.get("method"), of_others) for run in left
         )
-        return total / min(self.jobs, len(left))
+        return total / min(jobs, len(left))
+
+
+def add_flags(add: Callable[..., Any]) -> None:
+    """Adds the flags that say where and how many runs are made."""
+    add(
+        "--jobs",
+        type=int,
+        help="most runs at once; default 1, or all that the workers of "
+        "--scheduler make",
+    )
+    add(
+        "--scheduler",
+        help="address of a Dask scheduler, whose workers make the runs, such "
+        "as tcp://HOST:8786",
+    )
 
 
 def without_effect(run: Run, log: str) -> str | None:
