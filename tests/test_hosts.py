@@ -79,13 +79,23 @@ def assert_same_runs(one, other, steps):
     summaries = [
         json.loads((run / "summary.json").read_text()) for run in (one, other)
     ]
-    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    for key in ("test_accuracy", "test_loss"):
+        assert summaries[0][key] == pytest.approx(summaries[1][key], rel=1e-5)
     assert summaries[0]["images_per_epoch"] == summaries[1]["images_per_epoch"]
 
 
 def test_two_processes_train_as_one_does(tmp_path):
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        end(start(workdir, tmp_path, processes, "train.num_epochs = 2"))
+    assert_same_runs(tmp_path / "1", tmp_path / "2", 2)
+
+
+@pytest.mark.slow
+def test_two_processes_harden_as_one_does(tmp_path):
     bindings = [
         "train.num_epochs = 3",
+        "train.budget = 400000",
         "train.harden_to = 'pooled'",
         "train.finetune_epochs = 1",
     ]
