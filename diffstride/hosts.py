@@ -149,21 +149,21 @@ def _devices() -> int:
     return jax.device_count()
 
 
-def share(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Takes from each batch what this process trains on.
+def share(datasets: Any) -> Any:
+    """Takes from each training batch of `Datasets` what is trained on here.
 
     Raises:
         ConfigError: if the devices cannot have equal shares.
     """
     if count() == 1:
-        return batches
-    size = tf.nest.flatten(batches.element_spec)[0].shape[0]
-    if size is None or size % _devices():
+        return datasets
+    size = datasets.epoch(0).element_spec[0].shape[0]
+    if size % _devices():
         raise ConfigError(
             f"`batch_size` must be a multiple of the {_devices()} devices of "
             f"all {count()} processes. Received: batch_size={size}"
         )
-    return batches.map(_own_rows, tf.data.AUTOTUNE)
+    return datasets.share(index(), count())
 
 
 def _own_rows(*batch: Any) -> Any:

@@ -264,7 +264,7 @@ class _Stage:
             validation = None
         if first_epoch < last_epoch:
             datasets.reading()(model.fit)(
-                hosts.share(datasets.epochs(first_epoch, last_epoch)),
+                hosts.share(datasets).epochs(first_epoch, last_epoch),
                 validation_data=validation,
                 initial_epoch=first_epoch,
                 epochs=last_epoch,
