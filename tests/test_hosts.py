@@ -7,10 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+
+from diffstride import hosts
+from diffstride.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="several processes train on JAX"
@@ -127,9 +132,12 @@ def test_a_host_that_dies_costs_no_more_than_an_epoch(processes, tmp_path):
     assert_same_runs(tmp_path / "whole", tmp_path / "cut", 50)
 
 
-def test_what_cannot_be_is_one_line(tmp_path):
-    out = end(
-        start(tmp_path, tmp_path, 2, "data.load_datasets.batch_size = 15"), 1
-    )
-    line = out.strip().splitlines()[-1]
-    assert line.startswith("error: `batch_size` must be a multiple of the 2 d")
+def test_what_devices_cannot_share_is_one_line(monkeypatch):
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "_devices", lambda: 2)
+    batches = tf.data.Dataset.range(30).batch(15, drop_remainder=True)
+    spec = SimpleNamespace(epoch=lambda number: tf.data.Dataset.zip((batches,)))
+    with pytest.raises(ConfigError, match="a multiple of the 2 devices of all"):
+        hosts.share(spec)
+    with pytest.raises(ConfigError, match="must have a known number with"):
+        hosts.evaluate(None, batches.filter(lambda each: True))
