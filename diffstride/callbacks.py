@@ -67,7 +67,8 @@ class Backup(keras.callbacks.Callback):
     thus leaves this epoch's file or the one before. (Keras's BackupAndRestore
     overwrites weights and epoch one after the other, in place.) A model that
     was saved when the run had ended, `saved`, serves in the backup's stead.
-    `prefix` tells apart the backups of several networks.
+    `prefix` tells apart the backups of several networks. What is to be restored
+    is read from `read_from` instead of `directory`, if it is given.
     """
 
     def __init__(
@@ -76,11 +77,15 @@ class Backup(keras.callbacks.Callback):
         steps_per_epoch: int,
         saved: pathlib.Path | None = None,
         prefix: str = "",
+        read_from: str | os.PathLike | None = None,
     ):
         super().__init__()
-        self.path = pathlib.Path(directory) / f"{prefix}latest.weights.h5"
+        name = f"{prefix}latest.weights.h5"
+        self.path = pathlib.Path(directory) / name
         self.steps_per_epoch = steps_per_epoch
-        self._sources = [self.path, saved] if saved else [self.path]
+        self._sources = [pathlib.Path(read_from or directory) / name]
+        if saved:
+            self._sources.append(saved)
 
     def exists(self) -> bool:
         """Tells whether there is anything to restore."""

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from absl import logging
 
+from diffstride import hosts
 from diffstride.environment import accelerators
 from diffstride.errors import ConfigError
 
@@ -134,6 +135,14 @@ def place(names: Sequence[str] | None) -> Placement:
             train on from one process.
     """
     backend = keras.backend.backend()
+    if hosts.count() > 1:
+        if names is not None:
+            raise ConfigError(
+                "`devices` must be left out with --distributed: each process "
+                f"takes all that it has. Received: devices={list(names)}"
+            )
+        scope = hosts.SharedBatches().scope
+        return Placement(scope, scope)
     here = _devices()
     chosen = [name.upper().removeprefix("/DEVICE:") for name in names or ()]
     if not {*chosen} <= {*here} or len({*chosen}) < len(chosen):

@@ -23,7 +23,7 @@ with quiet_libraries(exits=__name__ == "__main__"):
     import tensorflow_datasets as tfds
     from absl import app, flags, logging
 
-    from diffstride import config, devices
+    from diffstride import config, devices, hosts
     from diffstride.errors import UserError, run_reporting_errors
 
     devices.find()
@@ -55,6 +55,11 @@ _ALLOW_IMPORTS = flags.DEFINE_bool(
     False,
     "Whether configs may import, with which they can run any program.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Whether this is one of several processes that train together, on JAX.",
+)
 flags.DEFINE_bool(
     "debug",
     False,
@@ -72,6 +77,8 @@ def main(argv: list[str]) -> int:
         )
     if not _CONFIG.value:
         raise UserError("--gin_config is required, such as cifar10.gin")
+    if _DISTRIBUTED.value:
+        hosts.join()
     default_workdir = f"exp/{pathlib.Path(_CONFIG.value[0]).stem}"
     bindings = list(_BINDINGS.value)
     for name, flag in (
@@ -127,4 +134,4 @@ def _is_worth_reading(record: Any) -> bool:
 
 
 if __name__ == "__main__":
-    app.run(run_reporting_errors(main))
+    app.run(hosts.failing_together(run_reporting_errors(main)))

@@ -9,7 +9,7 @@ has changed. All that the layers have to know of compilers is here.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -337,10 +337,26 @@ class _Step:
         return sum(each.compiled for each in self.retracers.values())
 
     def _compiled(self) -> Callable:
-        self._make(force=True)
+        with _undistributed():
+            self._make(force=True)
         function = getattr(self._model, self._name)
         setattr(self._model, self._name, self)
         return function
+
+
+@contextlib.contextmanager
+def _undistributed() -> Iterator[None]:
+    """Lets a step be made anew in the middle of `fit` by several processes.
+
+    Keras would have it give the shardings of variables, whose values are in the
+    step's argument then. Without them JAX keeps those of the argument.
+    """
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
 
 
 def _batch_at_hand(data: Any) -> tuple[tuple, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from diffstride import callbacks, data, files, resnet
+from diffstride import callbacks, data, files, hosts, resnet
 from diffstride.budget import add_stride_cost
 from diffstride.compute_budget import add_compute_budget
 from diffstride.cost import cost_of_calls
@@ -120,7 +120,8 @@ def train(
     set_up(deterministic)
     placement = place(devices)
     with placement.running(), as_config_errors():
-        datasets = load_data_fn(seed=seed)
+        with hosts.leader_first("data"):
+            datasets = load_data_fn(seed=seed)
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
         with placement.making():
@@ -150,17 +151,22 @@ def train(
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")
-    with placement.running(), files.locked(root):
+    with placement.running(), hosts.own_folder(root) as own:
         config_text = f"{_BACKEND}{keras.backend.backend()}\n"
         config_text += config_fn() if config_fn else ""
         for name in ("backup", "tensorboard"):
-            files.make_folder(root / name, f"`{name}` of the run")
+            files.make_folder(own / name, f"`{name}` of the run")
         stage = _Stage(
-            root, datasets, config_text, "learned" if harden_to else "model"
+            root,
+            own,
+            datasets,
+            config_text,
+            "learned" if harden_to else "model",
         )
-        _check_same_run(root, stage.backup, config_text, differing_fn)
-        first_epoch = stage.backup.restore(model)
-        files.replace_text(root / "config.gin", config_text)
+        if hosts.leads():
+            _check_same_run(root, stage.backup, config_text, differing_fn)
+        first_epoch = stage.restore(model)
+        files.replace_text(own / "config.gin", config_text)
         if first_epoch:
             logging.info("Going on after epoch %d in %s", first_epoch, root)
         if harden_to:
@@ -180,8 +186,8 @@ def train(
         plain.optimizer.iterations.assign(
             keras.ops.copy(model.optimizer.iterations)
         )
-        stage = _Stage(root, datasets, config_text, "model", _HARDENED)
-        first_epoch = max(epochs, stage.backup.restore(plain))
+        stage = _Stage(root, own, datasets, config_text, "model", _HARDENED)
+        first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
         return stage.finish(plain, seed, hardened)
 
@@ -191,6 +197,7 @@ class _Stage:
 
     Args:
         root: folder of the run.
+        own: folder that this process writes to.
         datasets: what it trains and tests on.
         config_text: settings in force.
         saved: name of the model that is saved in the end.
@@ -200,18 +207,28 @@ class _Stage:
     def __init__(
         self,
         root: pathlib.Path,
+        own: pathlib.Path,
         datasets: data.Datasets,
         config_text: str,
         saved: str,
         prefix: str = "",
     ):
         self._root = root
+        self._own = own
         self._datasets = datasets
         self._config_text = config_text
-        self._saved = root / f"{saved}.keras"
+        self._saved = f"{saved}.keras"
         self.backup = callbacks.Backup(
-            root / "backup", datasets.steps_per_epoch, self._saved, prefix
+            own / "backup",
+            datasets.steps_per_epoch,
+            root / self._saved,
+            prefix,
+            root / "backup",
         )
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads the last epoch that is kept; returns the number of epochs."""
+        return hosts.agree("number of epochs", self.backup.restore(model))
 
     def fit(
         self,
@@ -225,36 +242,42 @@ class _Stage:
         Returns:
             The number of epochs done.
         """
-        datasets, root = self._datasets, self._root
+        datasets, own = self._datasets, self._own
         recorder = callbacks.EpochRecorder(
-            root / "metrics.jsonl", datasets.image_shape, first_epoch
+            own / "metrics.jsonl", datasets.image_shape, first_epoch
         )
+        validation = datasets.validation
+        if validation is None:
+            validation = datasets.test
+        # What stops comes before what keeps.
+        steps = [
+            callbacks.StopOnNonFiniteLoss(),
+            *steering,
+            recorder,
+            self.backup,
+            callbacks.TensorBoard(
+                str(own / "tensorboard"), recorder, self._config_text
+            ),
+        ]
+        if hosts.count() > 1:
+            steps.insert(0, hosts.Validation(validation))
+            validation = None
         if first_epoch < last_epoch:
             datasets.reading()(model.fit)(
-                datasets.epochs(first_epoch, last_epoch),
-                validation_data=datasets.test
-                if datasets.validation is None
-                else datasets.validation,
+                hosts.share(datasets).epochs(first_epoch, last_epoch),
+                validation_data=validation,
                 initial_epoch=first_epoch,
                 epochs=last_epoch,
                 steps_per_epoch=datasets.steps_per_epoch,
                 shuffle=False,  # The data set is shuffled.
-                verbose=1 if sys.stdout.isatty() else 2,
-                # What stops comes before what keeps.
-                callbacks=[
-                    callbacks.StopOnNonFiniteLoss(),
-                    *steering,
-                    recorder,
-                    self.backup,
-                    callbacks.TensorBoard(
-                        str(root / "tensorboard"), recorder, self._config_text
-                    ),
-                ],
+                verbose=_verbosity(),
+                callbacks=steps,
             )
         # Replicas have batch statistics of their own. The model that is tested
         # is to be the one that is kept.
-        self._epochs = self.backup.restore(model) or first_epoch
-        files.replace_file(self._saved, model.save)
+        hosts.wait("end of training")
+        self._epochs = self.restore(model) or first_epoch
+        files.replace_file(own / self._saved, model.save)
         self._rows = recorder.rows
         return self._epochs
 
@@ -282,10 +305,12 @@ class _Stage:
         if hardened:
             summary["hardened"] = hardened
         files.replace_text(
-            self._root / "summary.json", json.dumps(summary, indent=1) + "\n"
+            self._own / "summary.json", json.dumps(summary, indent=1) + "\n"
         )
-        print(_format_summary(summary))
-        print(f"\nmodel, summary and metrics of each epoch are in {self._root}")
+        if hosts.leads():
+            print(_format_summary(summary))
+            kept = "model, summary and metrics of each epoch are in"
+            print(f"\n{kept} {self._root}")
         return summary
 
     def _times(self) -> dict[str, float]:
@@ -298,13 +323,19 @@ class _Stage:
         }
 
 
+def _verbosity() -> int:
+    if not hosts.leads():
+        return 0
+    return 1 if sys.stdout.isatty() else 2
+
+
 def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, float]:
     found = {}
     for name in ("test", "validation"):
         batches = getattr(datasets, name)
         if batches is not None:
             with datasets.reading():
-                of = model.evaluate(batches, verbose=0, return_dict=True)
+                of = hosts.evaluate(model, batches)
             found[f"{name}_accuracy"] = of["accuracy"]
             found[f"{name}_loss"] = of["loss"]
     return found

@@ -747,3 +747,26 @@ def test_too_little_memory_is_no_damage(tiny):
         with source.reading("train"):
             examples = source.examples("train_split", "train")
             next(iter(examples.map(source.decode)))
+
+
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.4])
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_batches(count, mixup_alpha, data_dir):
+    loaded = data.load_datasets(
+        "digits",
+        batch_size=6,
+        train_split="train[:50]",
+        test_split="test[:10]",
+        augment_fn=data.pad_crop_flip,
+        mixup_alpha=mixup_alpha,
+        data_dir=str(data_dir),
+    )
+    whole = list(loaded.epochs(0, 2).as_numpy_iterator())
+    parts = [
+        list(loaded.share(i, count).epochs(0, 2).as_numpy_iterator())
+        for i in range(count)
+    ]
+    assert [len(part) for part in parts] == [len(whole)] * count
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for column, *own in zip(batch, *shares, strict=True):
+            np.testing.assert_allclose(np.concatenate(own), column, rtol=1e-6)

@@ -21,9 +21,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 LAYERS = (
     "arguments errors formatting internals numerics environment "
     "settings registration",
-    "files startup devices masks optimization composite datasets",
-    "fourier static waves",
-    "runs resampling data",
+    "files startup masks optimization composite datasets",
+    "fourier hosts static waves",
+    "runs devices resampling data",
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",

@@ -48,6 +48,19 @@ class Datasets:
     )
     validation: tf.data.Dataset | None = None
 
+    def share(self, index: int, count: int) -> "Datasets":
+        """Gives the `index`-th of `count` equal parts of each training batch.
+
+        What is left out is not decoded.
+        """
+        if not isinstance(self.epoch, _Epoch):
+            raise DataError(
+                "Only batches of one task, made by this package, can be shared "
+                f"by processes. Received: {self.epoch}"
+            )
+        epoch = dataclasses.replace(self.epoch, share=(index, count))
+        return dataclasses.replace(self, epoch=epoch)
+
     @property
     def images_per_epoch(self) -> int | None:
         """Images that an epoch trains on, a mixed pair counted once.
@@ -146,6 +159,7 @@ def batched(
         shuffle_buffer or num_examples,
         splits.streamed is not None,
         seed,
+        num_examples // per_batch,
     )
     # Tracing the first epoch now tells of a faulty `augment_fn` in good time.
     shape = tuple(epoch(0).element_spec[0].shape[1:])
@@ -171,6 +185,8 @@ class _Epoch:
     window: int
     prefetch: bool  # Of a window, while the one before is used up.
     seed: int
+    steps: int
+    share: tuple[int, int] = (0, 1)  # Which part of each batch, of how many.
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, number: int) -> tf.data.Dataset:
@@ -181,17 +197,18 @@ class _Epoch:
         windows = self.examples(file_seed).enumerate().batch(self.window)
         if self.prefetch:
             windows = windows.prefetch(1)
+        examples = (
+            windows.enumerate().map(partial(_permute, order_seed)).unbatch()
+        )
         batches = (
-            windows.enumerate()
-            .map(partial(_permute, order_seed))
-            .unbatch()
+            self._shared(examples)
             .map(
                 lambda index, encoded: self.example(
                     *encoded, seed=_fold_in(example_seed, index)
                 ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
-            .batch(self.per_batch, drop_remainder=True)
+            .batch(self.per_batch // self.share[1], drop_remainder=True)
         )
         if not self.mixup_alpha:
             return batches
@@ -200,11 +217,38 @@ class _Epoch:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
+    @property
+    def _batch_size(self) -> int:
+        return self.per_batch // (2 if self.mixup_alpha else 1)
+
+    def _own(self) -> slice:
+        """The rows of a whole batch that are trained on."""
+        index, count = self.share
+        size = self._batch_size // count
+        return slice(index * size, (index + 1) * size)
+
+    def _shared(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """The examples of these rows; with Mixup, in both halves."""
+        if self.share[1] == 1:
+            return examples
+        own = self._own()
+
+        def is_own(place: tf.Tensor, example: tuple) -> tf.Tensor:
+            row = place % self._batch_size
+            return (own.start <= row) & (row < own.stop)
+
+        return (
+            examples.take(self.steps * self.per_batch)
+            .enumerate()
+            .filter(is_own)
+            .map(lambda _, example: example)
+        )
+
     def _mix(
         self, inputs: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
     ) -> tuple:
-        weights = mixup_weights(self.per_batch // 2, self.mixup_alpha, seed)
-        return mixup(inputs, labels, weights)
+        weights = mixup_weights(self._batch_size, self.mixup_alpha, seed)
+        return mixup(inputs, labels, weights[self._own()])
 
 
 def _permute(seed: tf.Tensor, index: tf.Tensor, window: tuple) -> tuple:
