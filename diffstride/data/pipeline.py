@@ -28,7 +28,7 @@ class Datasets:
     Attributes:
         epoch: gives the training batches of an epoch, from its number.
         test: the test batches, once through.
-        num_classes: number of classes.
+        num_classes: number of classes, or of those of each task by its name.
         image_shape: shape of an example: that of an image, in the data format
             of the batches, or (samples,) of a sound.
         steps_per_epoch: number of training batches in an epoch.
@@ -36,17 +36,19 @@ class Datasets:
             batches are made of it, into one line.
         validation: the validation batches, once through; `None` without a
             validation split.
+        tasks: names of the tasks, if they have names.
     """
 
     epoch: Callable[[int], tf.data.Dataset]
     test: tf.data.Dataset
-    num_classes: int
+    num_classes: int | dict[str, int]
     image_shape: tuple[int, ...]
     steps_per_epoch: int
     reading: Callable[[], contextlib.AbstractContextManager] = (
         contextlib.nullcontext
     )
     validation: tf.data.Dataset | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def images_per_epoch(self) -> int | None:
