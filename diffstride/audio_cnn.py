@@ -60,8 +60,12 @@ class WindowedSequential(StaticSizes, keras.Sequential):
             return super().call(inputs, training=training)
         windows, samples = ops.shape(inputs)[1:]
         x = ops.reshape(inputs, (-1, samples))
+
+        def mean(y: Any) -> Any:
+            return ops.mean(ops.reshape(y, (-1, windows, *y.shape[1:])), axis=1)
+
         y = super().call(x, training=training)
-        return ops.mean(ops.reshape(y, (-1, windows, *y.shape[1:])), axis=1)
+        return keras.tree.map_structure(mean, y)
 
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None
@@ -167,7 +171,7 @@ class AudioCNN(Composite, WindowedSequential):
         for i, stride in enumerate(strides):
             arguments.strides(f"strides[{i}]", stride, 2)
         self.strides = strides
-        self.num_output_classes = arguments.integer(
+        self.num_output_classes = arguments.classes(
             "num_output_classes", num_output_classes
         )
         self.output_activation = output_activation
@@ -204,7 +208,9 @@ class AudioCNN(Composite, WindowedSequential):
             dtype=self.dtype_policy,
             name="maximum",
         )
-        yield parts.dense(self.num_output_classes, self.output_activation)
+        yield parts.dense(
+            self.num_output_classes, self.output_activation, self.filters[-1]
+        )
 
     def _front_end(self) -> Iterator[keras.layers.Layer]:
         """From a sound to a map, all of it in layers of Keras."""

@@ -433,7 +433,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         self.filters = filters
         self.strides = strides
         if num_output_classes is not None:
-            num_output_classes = arguments.integer(
+            num_output_classes = arguments.classes(
                 "num_output_classes", num_output_classes
             )
         self.num_output_classes = num_output_classes
@@ -475,7 +475,9 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         yield parts.batch_norm_relu("bn_head")
         if self.num_output_classes is None:
             return
-        yield from parts.head(self.num_output_classes, self.output_activation)
+        yield from parts.head(
+            self.num_output_classes, self.output_activation, self.filters[-1]
+        )
 
     def _stem_parts(self, parts: "Parts") -> Iterator[keras.layers.Layer]:
         if self.large_stem:
@@ -636,16 +638,36 @@ class Parts:
         )
 
     def head(
-        self, classes: int, activation: Any = None
+        self,
+        classes: int | dict[str, int],
+        activation: Any = None,
+        channels: int | None = None,
     ) -> Iterator[keras.layers.Layer]:
-        """Yields what ends a network: average pooling and a dense layer."""
+        """Yields what ends a network: average pooling and `dense`."""
         yield keras.layers.GlobalAveragePooling2D(
             data_format=self.data_format, dtype=self.dtype, name="average"
         )
-        yield self.dense(classes, activation)
+        yield self.dense(classes, activation, channels)
 
-    def dense(self, classes: int, activation: Any = None) -> keras.layers.Layer:
-        """Returns the dense layer that ends a network."""
+    def dense(
+        self,
+        classes: int | dict[str, int],
+        activation: Any = None,
+        channels: int | None = None,
+        name: str = "dense",
+    ) -> keras.layers.Layer:
+        """Returns the dense layer that ends a network, or one for each task.
+
+        Of several tasks it is a model that gives a dictionary, of inputs with
+        a number of `channels`.
+        """
+        if isinstance(classes, dict):
+            inputs = keras.Input((channels,))
+            outputs = {
+                task: self.dense(number, activation, name=task)(inputs)
+                for task, number in classes.items()
+            }
+            return keras.Model(inputs, outputs, name="heads")
         return keras.layers.Dense(
             classes,
             activation=activation,
@@ -653,7 +675,7 @@ class Parts:
             kernel_regularizer=self.penalty(),
             bias_regularizer=self.penalty(),
             dtype=self.dtype,
-            name="dense",
+            name=name,
         )
 
     def pooling(

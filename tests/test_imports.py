@@ -20,7 +20,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # lines below its own, and no others.
 LAYERS = (
     "arguments errors formatting internals numerics environment "
-    "settings registration",
+    "settings registration tasks",
     "files startup masks optimization composite datasets",
     "fourier static waves",
     "runs resampling data",
@@ -49,7 +49,7 @@ LIBRARY = set(
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
     "audio_cnn logger cost compute compute_budget hardening networks "
     "formatting "
-    "conversion recalibration".split()
+    "conversion recalibration tasks".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {

@@ -51,13 +51,24 @@ class Datasets:
     tasks: tuple[str, ...] = ()
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the tasks, where a network has several at once."""
+        several = isinstance(self.num_classes, dict)
+        return tuple(self.num_classes) if several else ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples in a training batch; `None` where it does not tell."""
+        return self.epoch(0).element_spec[0].shape[0]
+
+    @property
     def images_per_epoch(self) -> int | None:
         """Images that an epoch trains on, a mixed pair counted once.
 
         `None` where batches do not tell their size.
         """
-        batch_size = self.epoch(0).element_spec[0].shape[0]
-        return batch_size and batch_size * self.steps_per_epoch
+        size = self.batch_size
+        return size and size * self.steps_per_epoch
 
     def epochs(
         self, first: int = 0, last: int | None = None

@@ -62,9 +62,7 @@ def load_tasks(
         ((name, datasets),) = found.items()
         return dataclasses.replace(datasets, tasks=(name,))
     _check_alike("examples", {n: each.image_shape for n, each in found.items()})
-    sizes = {n: each.images_per_epoch for n, each in found.items()}
-    steps = {n: each.steps_per_epoch for n, each in found.items()}
-    _check_alike("batches", {n: sizes[n] and sizes[n] // steps[n] for n in found})
+    _check_alike("batches", {n: each.batch_size for n, each in found.items()})
     return _Tasks(found).datasets()
 
 
@@ -174,8 +172,8 @@ def _in_turn(*batches: tuple) -> tuple:
     return tf.nest.map_structure(merge, *batches)
 
 
-def _count(count: tf.Tensor, _: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return count + tf.shape(labels, tf.int64)[0]
+def _count(count: tf.Tensor, batch: tuple) -> tf.Tensor:
+    return count + tf.shape(batch[1], tf.int64)[0]
 
 
 def _seed(seed: int, place: int) -> int:
