@@ -98,7 +98,8 @@ class AudioCNN(Composite, WindowedSequential):
         strides: strides of each block, pairs (time, frequency) or numbers, or
             text such as `"2, 2, 1, 2, 1, 2"`. Integers unless `pooling_cls`
             takes others.
-        num_output_classes: number of outputs.
+        num_output_classes: number of outputs, or a dictionary of them for
+            several tasks, whose heads share all that comes before.
         output_activation: activation of the dense layer, `None` for logits.
         channels_first: whether channels come first in maps; `None` follows
             `keras.config.image_data_format()`.
@@ -120,7 +121,8 @@ class AudioCNN(Composite, WindowedSequential):
         `(batch, samples)`, or `(batch, windows, samples)`.
 
     Output shape:
-        `(batch, num_output_classes)`: for clips the mean over their windows.
+        `(batch, num_output_classes)`: for clips the mean over their windows. Of
+        several tasks a dictionary of such outputs.
 
     Raises:
         ValueError: if lengths disagree, or an argument is refused.
@@ -141,7 +143,7 @@ class AudioCNN(Composite, WindowedSequential):
         self,
         filters: Sequence[int] = FILTERS,
         strides: Sequence[Stride] | str = STRIDES,
-        num_output_classes: int = 10,
+        num_output_classes: int | dict[str, int] = 10,
         output_activation: str | Callable | None = None,
         channels_first: bool | None = None,
         pooling_cls: PoolingClass = None,

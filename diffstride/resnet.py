@@ -331,8 +331,10 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         strides: strides of the stem, then of each block; numbers or pairs
             (height, width), or text such as `"4x1, 1, 2, 2"`. Integers unless
             `pooling_cls` takes others.
-        num_output_classes: number of outputs; `None` for a network that ends
-            before average and dense layer and puts out the last maps.
+        num_output_classes: number of outputs, or a dictionary of them for
+            several tasks, whose heads share all that comes before; `None` for a
+            network that ends before average and dense layer and puts out the
+            last maps.
         output_activation: activation of the dense layer, `None` for logits.
         id_only: whether the first block consists of identity layers only, and
             therefore never strides; or one boolean for each block.
@@ -361,7 +363,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         width)` with `channels_first`.
 
     Output shape:
-        `(batch, num_output_classes)`; without classes that of the last maps.
+        `(batch, num_output_classes)`, of several tasks a dictionary of such
+        outputs; without classes that of the last maps.
 
     Raises:
         ValueError: if lengths disagree, or strides are given where they would
@@ -384,7 +387,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         self,
         filters: Sequence[int],
         strides: Sequence[Stride] | str,
-        num_output_classes: int | None = 10,
+        num_output_classes: int | dict[str, int] | None = 10,
         output_activation: str | Callable | None = None,
         id_only: bool | Sequence[bool] = False,
         channels_first: bool | None = None,

@@ -60,10 +60,12 @@ def train(
 
     Args:
         load_data_fn: called with `seed`, returns `data.Datasets`:
-            `data.load_datasets` of images, `data.load_audio` of sounds.
+            `data.load_datasets` of images, `data.load_audio` of sounds,
+            `data.load_tasks` of several tasks.
         model_cls: called with `num_output_classes`, and with `input_shape` if
             it has an argument of this name, returns a model that takes these
-            and gives logits.
+            and gives logits. Both numbers and logits are dictionaries where
+            there are several tasks.
         optimizer_cls: called without arguments, returns an optimizer. Strides
             are kept out of its weight decay.
         num_epochs: number of epochs to have trained in the end.
