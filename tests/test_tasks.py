@@ -102,6 +102,8 @@ def test_one_task_is_loaded_as_by_its_own_loader():
 @pytest.mark.parametrize(
     "loaders, tasks, said",
     [
+        ([maker(4, 2)], None, "must be a dictionary of functions"),
+        ({"made": made(4, 2)}, None, "without brackets behind"),
         (LOADERS, "larg", "names of `loaders`, each once: large, small"),
         (LOADERS, "small, small", "each once"),
         ({**LOADERS, "val": maker(4, 2)}, None, "Received: 'val'"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -96,12 +97,9 @@ class _Tasks:
         parts = []
         for task, own in self._found.items():
             passes = -(-self._steps // own.steps_per_epoch)
-            numbers = tf.data.Dataset.range(passes) if passes > 1 else None
-            batches = own.epoch(number)
-            if numbers is not None:
-                batches = numbers.flat_map(
-                    lambda i, own=own, n=passes: own.epoch(number * n + i)
-                )
+            first = number * passes
+            numbers = tf.data.Dataset.range(first, first + passes)
+            batches = numbers.flat_map(own.epoch)
             parts.append(batches.map(self._labelled(task, len(self._found))))
         return tf.data.Dataset.zip(*parts).take(self._steps).map(_in_turn)
 
@@ -186,6 +184,14 @@ def _seed(seed: int, place: int) -> int:
 def _chosen(
     loaders: Mapping[str, Callable], tasks: str | Sequence[str] | None
 ) -> list[str]:
+    if not isinstance(loaders, Mapping) or not all(
+        callable(load) for load in loaders.values()
+    ):
+        raise DataError(
+            "`loaders` must be a dictionary of functions, in gin such as "
+            "{'pitch': @pitch/data.load_audio}, without brackets behind. "
+            f"Received: loaders={reprlib.repr(loaders)}"
+        )
     if isinstance(tasks, str):
         tasks = [name.strip() for name in tasks.split(",")]
     names = list(loaders) if tasks is None else list(tasks)
