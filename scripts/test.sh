@@ -26,7 +26,7 @@ library=(
   tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
   tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py
   tests/test_{compute,hardening,long_signals,rivals,schedule,audio_cnn}.py
-  tests/test_{conversion,branches,policies,recalibration,export}.py
+  tests/test_{conversion,branches,policies,recalibration,export,heads}.py
 )
 
 run() {

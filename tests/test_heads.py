@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from maps import array
+from maps import JAX, array
 
 from diffstride import DiffStride, freeze, networks
 from diffstride.audio_cnn import AudioCNN
@@ -18,6 +18,9 @@ SMOOTHING = 0.1
 POOLING = functools.partial(DiffStride, smoothness_factor=1.0, norm="forward")
 # What an example is of, and its class; of pitch there are more.
 EXAMPLES = [("pitch", 1), ("family", 2), ("pitch", 3), ("pitch", 0)]
+
+
+ONE_BACKEND = pytest.mark.skipif(JAX, reason="the same there, and slow")
 
 
 def audio_cnn(**kwargs):
@@ -46,7 +49,7 @@ def settled(model, shape):
         if variable.name in ("kernel", "beta", "bias"):
             variable.assign(generator.normal(0.2, 0.5, variable.shape))
         elif variable.name == "strides":  # Away from where sizes change.
-            variable.assign(array(variable) * 1.3)
+            variable.assign(array(variable) * 1.5)
     return model
 
 
@@ -147,11 +150,13 @@ def test_a_step_is_that_of_a_hand_written_loss():
         for variable, by in zip(variables, others, strict=True)
         if not by.any()
     }
+    assert not any("strides" in path for path in still)
     heads = model.layers[-1]
     assert {v.path for v in heads.get_layer("family").variables} <= still
     assert not any("conv" in path or "pitch" in path for path in still)
 
 
+@ONE_BACKEND
 @pytest.mark.parametrize("network", [audio_cnn, resnet])
 def test_heads_are_saved_frozen_and_hardened(network, tmp_path):
     model = network()
@@ -172,6 +177,7 @@ def test_heads_are_saved_frozen_and_hardened(network, tmp_path):
     assert logits_of(plain, x).keys() == CLASSES.keys()
 
 
+@ONE_BACKEND
 def test_outputs_of_each_task_are_averaged_over_windows():
     model = audio_cnn()
     x = inputs(model, 2, 3)
@@ -181,6 +187,7 @@ def test_outputs_of_each_task_are_averaged_over_windows():
         np.testing.assert_allclose(value, wanted, atol=1e-5)
 
 
+@ONE_BACKEND
 def test_a_densenet_has_heads_too():
     model = networks.densenet(
         [2], CLASSES, (8, 8, 1), num_layers=1, growth_rate=4
