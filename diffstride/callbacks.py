@@ -144,12 +144,13 @@ class Backup(keras.callbacks.Callback):
 class EpochRecorder(keras.callbacks.Callback):
     """Completes the metrics of an epoch and appends them to a JSON-lines file.
 
+    Of several `tasks` it adds the mean accuracy.
+
     To what Keras reports it adds the epoch's duration, its training steps per
     second, the learning rate, the stride cost J, for each pooling layer its
     strides and output size, and what an image costs at these strides:
     multiply-accumulates (`macs`) and `activation_bytes`. Rows of epochs that
-    are about to be repeated are taken out when training begins. Of several
-    `tasks` there is the mean accuracy too.
+    are about to be repeated are taken out when training begins.
     """
 
     def __init__(

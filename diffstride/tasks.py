@@ -21,10 +21,13 @@ def objectives(tasks: Sequence[str], label_smoothing: float) -> dict[str, Any]:
         tasks: names of the model's outputs; none for a model with one output.
         label_smoothing: share of the label that is spread over all classes.
     """
+    # By its name a metric would be made in the first step, which TensorFlow
+    # would then trace again.
+    accuracy = keras.metrics.CategoricalAccuracy
     how = {"from_logits": True, "label_smoothing": label_smoothing}
     if not tasks:
         loss = keras.losses.CategoricalCrossentropy(**how)
-        return {"loss": loss, "metrics": ["accuracy"]}
+        return {"loss": loss, "metrics": [accuracy("accuracy")]}
     return {
         "loss": {
             task: keras.losses.CategoricalCrossentropy(**how) for task in tasks
@@ -32,7 +35,7 @@ def objectives(tasks: Sequence[str], label_smoothing: float) -> dict[str, Any]:
         "loss_weights": {task: 1 / len(tasks) for task in tasks},
         "weighted_metrics": {
             task: [
-                "accuracy",
+                accuracy("accuracy"),
                 keras.metrics.CategoricalCrossentropy(name=_LOSS, **how),
             ]
             for task in tasks
