@@ -20,14 +20,14 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "diffstride"
 # lines below its own, and no others.
 LAYERS = (
     "arguments errors formatting internals numerics environment "
-    "settings registration tasks",
+    "settings registration",
     "files startup masks optimization composite datasets",
     "fourier static waves",
     "runs resampling data",
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics audio_cnn",
+    "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
     "hardening",
     "compute conversion",
