@@ -5,7 +5,7 @@ plain Python values, or raises a `ValueError` that says what was received.
 """
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -43,6 +43,16 @@ def integer(name: str, value: Any, least: int = 1) -> int:
     if not _is_integer(given, least):
         raise refusal(name, f"an integer >= {least}", value)
     return int(given)
+
+
+def classes(name: str, value: Any) -> int | dict[str, int]:
+    """Returns a number of classes, or one for each task by its name."""
+    if not isinstance(value, Mapping):
+        return integer(name, value)
+    if len(value) < 2 or not all(isinstance(task, str) for task in value):
+        expected = "an integer, or integers by the names of two tasks or more"
+        raise refusal(name, expected, dict(value))
+    return {task: integer(f"{name}[{task!r}]", n) for task, n in value.items()}
 
 
 def boolean(name: str, value: Any) -> bool:

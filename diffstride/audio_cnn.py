@@ -60,8 +60,12 @@ class WindowedSequential(StaticSizes, keras.Sequential):
             return super().call(inputs, training=training)
         windows, samples = ops.shape(inputs)[1:]
         x = ops.reshape(inputs, (-1, samples))
+
+        def mean(y: Any) -> Any:
+            return ops.mean(ops.reshape(y, (-1, windows, *y.shape[1:])), axis=1)
+
         y = super().call(x, training=training)
-        return ops.mean(ops.reshape(y, (-1, windows, *y.shape[1:])), axis=1)
+        return keras.tree.map_structure(mean, y)
 
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None
@@ -94,7 +98,8 @@ class AudioCNN(Composite, WindowedSequential):
         strides: strides of each block, pairs (time, frequency) or numbers, or
             text such as `"2, 2, 1, 2, 1, 2"`. Integers unless `pooling_cls`
             takes others.
-        num_output_classes: number of outputs.
+        num_output_classes: number of outputs, or a dictionary of them for
+            several tasks, whose heads share all that comes before.
         output_activation: activation of the dense layer, `None` for logits.
         channels_first: whether channels come first in maps; `None` follows
             `keras.config.image_data_format()`.
@@ -116,7 +121,8 @@ class AudioCNN(Composite, WindowedSequential):
         `(batch, samples)`, or `(batch, windows, samples)`.
 
     Output shape:
-        `(batch, num_output_classes)`: for clips the mean over their windows.
+        `(batch, num_output_classes)`: for clips the mean over their windows. Of
+        several tasks a dictionary of such outputs.
 
     Raises:
         ValueError: if lengths disagree, or an argument is refused.
@@ -137,7 +143,7 @@ class AudioCNN(Composite, WindowedSequential):
         self,
         filters: Sequence[int] = FILTERS,
         strides: Sequence[Stride] | str = STRIDES,
-        num_output_classes: int = 10,
+        num_output_classes: int | dict[str, int] = 10,
         output_activation: str | Callable | None = None,
         channels_first: bool | None = None,
         pooling_cls: PoolingClass = None,
@@ -167,7 +173,7 @@ class AudioCNN(Composite, WindowedSequential):
         for i, stride in enumerate(strides):
             arguments.strides(f"strides[{i}]", stride, 2)
         self.strides = strides
-        self.num_output_classes = arguments.integer(
+        self.num_output_classes = arguments.classes(
             "num_output_classes", num_output_classes
         )
         self.output_activation = output_activation
@@ -204,7 +210,9 @@ class AudioCNN(Composite, WindowedSequential):
             dtype=self.dtype_policy,
             name="maximum",
         )
-        yield parts.dense(self.num_output_classes, self.output_activation)
+        yield parts.dense(
+            self.num_output_classes, self.output_activation, self.filters[-1]
+        )
 
     def _front_end(self) -> Iterator[keras.layers.Layer]:
         """From a sound to a map, all of it in layers of Keras."""

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from diffstride.files import replace_file, replace_lines, writing
 from diffstride.internals import open_writers, optimizer_of, train_writer
 from diffstride.profiling import profile
 from diffstride.runs import read_rows
+from diffstride.tasks import with_means
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -149,6 +150,8 @@ class Backup(keras.callbacks.Callback):
 class EpochRecorder(keras.callbacks.Callback):
     """Completes the metrics of an epoch and appends them to a JSON-lines file.
 
+    Of several `tasks` it adds the mean accuracy.
+
     To what Keras reports it adds the epoch's duration, its training steps per
     second, the learning rate, the stride cost J, for each pooling layer its
     strides and output size, and what an image costs at these strides:
@@ -162,10 +165,12 @@ class EpochRecorder(keras.callbacks.Callback):
         path: str | os.PathLike,
         image_shape: tuple[int, ...],
         first_epoch: int = 0,
+        tasks: Sequence[str] = (),
     ):
         super().__init__()
         self.path = pathlib.Path(path)
         self.image_shape = image_shape
+        self.tasks = tasks
         self.rows = [
             row for row in read_rows(self.path) if row["epoch"] <= first_epoch
         ]
@@ -207,7 +212,7 @@ class EpochRecorder(keras.callbacks.Callback):
             "epoch": epoch + 1,
             "step": _step(self.model),
             "seconds": time.perf_counter() - self._start,
-            **(logs or {}),
+            **with_means(logs or {}, self.tasks),
             **self.scalars,
         }
         self.rows.append(row)
@@ -258,7 +263,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 with train_writer(self).as_default():
                     for name, value in self._recorder.initial.items():
                         tf.summary.scalar(f"epoch_{name}", float(value), step=0)
-            logs = {**(logs or {}), **self._recorder.scalars}
+            logs = with_means(logs or {}, self._recorder.tasks)
+            logs |= self._recorder.scalars
             # Summaries take no integers of more than 32 bits.
             logs = {name: float(value) for name, value in logs.items()}
             super().on_epoch_end(epoch + 1, logs)

@@ -65,6 +65,7 @@ def _register_named(function: Callable) -> None:
 for _target in (
     *(data.load_datasets, data.pad_crop_flip),
     *(data.load_audio, data.spec_augment),
+    data.load_tasks,
 ):
     _register(_target, "data")
 for _target in (
@@ -328,7 +329,7 @@ def _fixed_settings(text: str) -> set[str]:
     text = re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE)
     statements = re.split(r"\n(?=\S)", re.sub(r"\\\n\s*", "", text))
     free = (
-        r"(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
+        r"(\w+/)*(\w+\.)*(train\.(workdir|num_epochs|finetune_epochs)|"
         r"load_(datasets|audio)\.data_dir) ="
     )
     return {

@@ -23,7 +23,7 @@ from diffstride.windows import AveragePooling
 
 def make_network(
     model_cls: Callable[..., keras.Model],
-    num_output_classes: int,
+    num_output_classes: int | dict[str, int],
     image_shape: Sequence[int],
 ) -> keras.Model:
     """Calls what makes a network, with `input_shape` if it takes one."""
@@ -36,7 +36,7 @@ def make_network(
 
 def densenet(
     strides: Sequence[Stride] | str | None = None,
-    num_output_classes: int = 10,
+    num_output_classes: int | dict[str, int] = 10,
     input_shape: Sequence[int] = (32, 32, 3),
     num_layers: int = 16,
     growth_rate: int = 12,
@@ -56,7 +56,8 @@ def densenet(
         strides: strides of the transitions, one for each, so that there is one
             more block; default 2, 2. Integers unless `pooling_cls` takes
             others.
-        num_output_classes: number of outputs, logits.
+        num_output_classes: number of outputs, logits; or a dictionary of them
+            for several tasks.
         input_shape: shape of an image, in the data format of Keras.
         num_layers: number of dense layers in each block: (depth - 4) / 6 with
             three blocks.
@@ -113,7 +114,8 @@ def densenet(
             for layer in down if pooling_placement == "after" else down[::-1]:
                 x = layer(x)
     x = parts.batch_norm_relu("bn_head")(x)
-    for layer in parts.head(num_output_classes):
+    classes = arguments.classes("num_output_classes", num_output_classes)
+    for layer in parts.head(classes, channels=x.shape[parts.channel_axis]):
         x = layer(x)
     return keras.Model(inputs, x, name="densenet")
 
@@ -161,6 +163,7 @@ def application(
         expected = f"one of {', '.join(sorted(names))}"
         raise arguments.refusal("name", expected, name)
     arguments.choice("pooling_placement", pooling_placement, PLACEMENTS)
+    classes = arguments.integer("num_output_classes", num_output_classes)
     inner = {}
     if "include_preprocessing" in inspect.signature(make).parameters:
         inner["include_preprocessing"] = False
@@ -175,7 +178,7 @@ def application(
         if isinstance(layer, keras.layers.Rescaling):
             layer.scale, layer.offset = 1.0, 0.0
     x = keras.layers.Dropout(dropout, name="head_dropout")(source.output)
-    x = keras.layers.Dense(num_output_classes, name="head_dense")(x)
+    x = keras.layers.Dense(classes, name="head_dense")(x)
     model = keras.Model(source.input, x, name=source.name)
     if pooling_cls is not None:
         return _converted(model, pooling_cls, strides, pooling_placement)

@@ -331,8 +331,10 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         strides: strides of the stem, then of each block; numbers or pairs
             (height, width), or text such as `"4x1, 1, 2, 2"`. Integers unless
             `pooling_cls` takes others.
-        num_output_classes: number of outputs; `None` for a network that ends
-            before average and dense layer and puts out the last maps.
+        num_output_classes: number of outputs, or a dictionary of them for
+            several tasks, whose heads share all that comes before; `None` for a
+            network that ends before average and dense layer and puts out the
+            last maps.
         output_activation: activation of the dense layer, `None` for logits.
         id_only: whether the first block consists of identity layers only, and
             therefore never strides; or one boolean for each block.
@@ -361,7 +363,8 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         width)` with `channels_first`.
 
     Output shape:
-        `(batch, num_output_classes)`; without classes that of the last maps.
+        `(batch, num_output_classes)`, of several tasks a dictionary of such
+        outputs; without classes that of the last maps.
 
     Raises:
         ValueError: if lengths disagree, or strides are given where they would
@@ -384,7 +387,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         self,
         filters: Sequence[int],
         strides: Sequence[Stride] | str,
-        num_output_classes: int | None = 10,
+        num_output_classes: int | dict[str, int] | None = 10,
         output_activation: str | Callable | None = None,
         id_only: bool | Sequence[bool] = False,
         channels_first: bool | None = None,
@@ -433,7 +436,7 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         self.filters = filters
         self.strides = strides
         if num_output_classes is not None:
-            num_output_classes = arguments.integer(
+            num_output_classes = arguments.classes(
                 "num_output_classes", num_output_classes
             )
         self.num_output_classes = num_output_classes
@@ -475,7 +478,9 @@ class Resnet(Composite, StaticSizes, keras.Sequential):
         yield parts.batch_norm_relu("bn_head")
         if self.num_output_classes is None:
             return
-        yield from parts.head(self.num_output_classes, self.output_activation)
+        yield from parts.head(
+            self.num_output_classes, self.output_activation, self.filters[-1]
+        )
 
     def _stem_parts(self, parts: "Parts") -> Iterator[keras.layers.Layer]:
         if self.large_stem:
@@ -636,16 +641,36 @@ class Parts:
         )
 
     def head(
-        self, classes: int, activation: Any = None
+        self,
+        classes: int | dict[str, int],
+        activation: Any = None,
+        channels: int | None = None,
     ) -> Iterator[keras.layers.Layer]:
-        """Yields what ends a network: average pooling and a dense layer."""
+        """Yields what ends a network: average pooling and `dense`."""
         yield keras.layers.GlobalAveragePooling2D(
             data_format=self.data_format, dtype=self.dtype, name="average"
         )
-        yield self.dense(classes, activation)
+        yield self.dense(classes, activation, channels)
 
-    def dense(self, classes: int, activation: Any = None) -> keras.layers.Layer:
-        """Returns the dense layer that ends a network."""
+    def dense(
+        self,
+        classes: int | dict[str, int],
+        activation: Any = None,
+        channels: int | None = None,
+        name: str = "dense",
+    ) -> keras.layers.Layer:
+        """Returns the dense layer that ends a network, or one for each task.
+
+        Of several tasks it is a model that gives a dictionary, of inputs with
+        a number of `channels`.
+        """
+        if isinstance(classes, dict):
+            inputs = keras.Input((channels,))
+            outputs = {
+                task: self.dense(number, activation, name=task)(inputs)
+                for task, number in classes.items()
+            }
+            return keras.Model(inputs, outputs, name="heads")
         return keras.layers.Dense(
             classes,
             activation=activation,
@@ -653,7 +678,7 @@ class Parts:
             kernel_regularizer=self.penalty(),
             bias_regularizer=self.penalty(),
             dtype=self.dtype,
-            name="dense",
+            name=name,
         )
 
     def pooling(

@@ -25,6 +25,7 @@ _SUMMARY = {
     **{"test_accuracy": float, "seconds": float, "epochs?": float},
     **{"validation_accuracy?": float, "images_per_epoch?": float},
     "cost?": _COST,
+    "tasks?": {},
     "environment?": {"devices?": [str]},
     **{"axes?": [str], "steps?": [float]},
     "pooling?": [_LAYER],

@@ -11,6 +11,7 @@ STRIDES = "strides"
 LAMBDA = "lambda"
 BUDGET = "budget"
 NETWORK = "network"
+TASK = "task"
 
 _POOLING = "resnet.Resnet.pooling_cls"
 METHODS = {
@@ -73,6 +74,7 @@ PARAMETERS = {
     "finetune": ["train.train.finetune_epochs"],
     "restart": ["train.train.restart"],
     NETWORK: ["train.train.model_cls"],
+    TASK: ["data.load_tasks.tasks"],
 }
 # Networks by name, and what has the parameters of `resnet.Resnet` there.
 NETWORKS = {

@@ -26,6 +26,7 @@ from diffstride.profiling import learns_strides, pooling_states, profile
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.static import learned_layers, static_sizes
 from diffstride.surgery import rebuilt
+from diffstride.tasks import objectives, with_means
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 _BACKEND = "# KERAS_BACKEND="  # How a config.gin begins.
@@ -60,10 +61,12 @@ def train(
 
     Args:
         load_data_fn: called with `seed`, returns `data.Datasets`:
-            `data.load_datasets` of images, `data.load_audio` of sounds.
+            `data.load_datasets` of images, `data.load_audio` of sounds,
+            `data.load_tasks` of several tasks.
         model_cls: called with `num_output_classes`, and with `input_shape` if
             it has an argument of this name, returns a model that takes these
-            and gives logits.
+            and gives logits. Both numbers and logits are dictionaries where
+            there are several tasks.
         optimizer_cls: called without arguments, returns an optimizer. Strides
             are kept out of its weight decay.
         num_epochs: number of epochs to have trained in the end.
@@ -136,6 +139,7 @@ def train(
                 optimizer_cls=optimizer_cls,
                 label_smoothing=label_smoothing,
                 jit_compile=jit_compile,
+                tasks=datasets.heads,
             )
             compiled(model)
         steering = _steering(
@@ -244,7 +248,10 @@ class _Stage:
         """
         datasets, own = self._datasets, self._own
         recorder = callbacks.EpochRecorder(
-            own / "metrics.jsonl", datasets.image_shape, first_epoch
+            own / "metrics.jsonl",
+            datasets.image_shape,
+            first_epoch,
+            datasets.heads,
         )
         validation = datasets.validation
         if validation is None:
@@ -329,16 +336,26 @@ def _verbosity() -> int:
     return 1 if sys.stdout.isatty() else 2
 
 
-def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, float]:
-    found = {}
+def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, Any]:
+    """Accuracies and losses, of several tasks their means and those of each."""
+    found: dict[str, Any] = {}
+    classes = datasets.num_classes
+    tasks: dict[str, Any] = {
+        task: {"num_classes": classes[task] if datasets.heads else classes}
+        for task in datasets.tasks
+    }
     for name in ("test", "validation"):
         batches = getattr(datasets, name)
         if batches is not None:
             with datasets.reading():
                 of = hosts.evaluate(model, batches)
-            found[f"{name}_accuracy"] = of["accuracy"]
-            found[f"{name}_loss"] = of["loss"]
-    return found
+            of = with_means(of, datasets.heads)
+            for metric in ("accuracy", "loss"):
+                found[f"{name}_{metric}"] = of[metric]
+                for task, own in tasks.items():
+                    key = f"{task}_{metric}" if datasets.heads else metric
+                    own[f"{name}_{metric}"] = of[key]
+    return {**found, "tasks": tasks} if tasks else found
 
 
 def _hardened(
@@ -453,6 +470,7 @@ def _compiled(
     optimizer_cls: Callable[[], keras.Optimizer],
     label_smoothing: float,
     jit_compile: bool,
+    tasks: Sequence[str],
 ) -> keras.Model:
     # Our ResNets are so on JAX without being told.
     on_jax = keras.backend.backend() == "jax"
@@ -462,11 +480,8 @@ def _compiled(
     exclude_strides_from_weight_decay(optimizer, model)
     model.compile(
         optimizer,
-        loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=label_smoothing
-        ),
-        metrics=["accuracy"],
         jit_compile=True if jit_compile else "auto",
+        **objectives(tasks, label_smoothing),
     )
     optimizer.build(model.trainable_variables)
     return model
@@ -546,9 +561,15 @@ def _format_compilations(summary: dict[str, Any]) -> list[str]:
 def _format_summary(summary: dict[str, Any]) -> str:
     """Lays out the result of a run for the terminal."""
     cost = summary["cost"]
+    tasks = summary.get("tasks", {})
+    of_each = ", ".join(
+        f"{task} {100 * own['test_accuracy']:.2f} %"
+        for task, own in tasks.items()
+    )
     lines = [
         "",
-        f"test accuracy  {100 * summary['test_accuracy']:.2f} %",
+        f"test accuracy  {100 * summary['test_accuracy']:.2f} %"
+        + (f": {of_each}" if len(tasks) > 1 else ""),
         f"training time  {summary['seconds']:.0f} s, "
         f"{summary['epochs']} epochs",
         *_format_compilations(summary),

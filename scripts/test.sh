@@ -23,6 +23,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 # What runs on each backend: the tests of the library, which does not know
 # TensorFlow, and of what the harness asks of a backend.
 library=(
+  tests/test_heads.py
   tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
   tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
   tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py

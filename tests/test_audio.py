@@ -506,7 +506,7 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
     assert "stride/block_2/pooling/frequency" in rows[-1]
 
 
-@pytest.mark.parametrize("name", ["audio_folder.gin", "notes_pitch.gin"])
+@pytest.mark.parametrize("name", ["audio_folder.gin", "notes_multitask.gin"])
 def test_configs_train(name, folder, tmp_path):
     gin.clear_config()
     bindings = [

@@ -87,6 +87,7 @@ def test_every_shipped_config_parses():
         "imagenet_resnet18.gin",
         "notes_images.gin",
         "notes_instrument.gin",
+        "notes_multitask.gin",
         "notes_pitch.gin",
         "nsynth.gin",
         "speech_commands.gin",
@@ -473,3 +474,9 @@ def test_a_workdir_of_an_older_version_goes_on(added, accepted):
     assert (not differing) == accepted
     # What has gone is another matter.
     assert config.differing(f"{old}{added}\n", old)
+
+
+def test_data_of_a_task_may_move():
+    for name, free in (("data_dir", True), ("label", False)):
+        texts = [f"pitch/load_audio.{name} = {value!r}\n" for value in "ab"]
+        assert (not config.differing(*texts)) == free

@@ -27,7 +27,7 @@ LAYERS = (
     "strided",
     "pooling profiling dynopool",
     "resizing resnet schedule surgery antialiasing cosine windows",
-    "budget diagnostics audio_cnn",
+    "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
     "hardening",
     "compute conversion",
@@ -49,7 +49,7 @@ LIBRARY = set(
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
     "audio_cnn logger cost compute compute_budget hardening networks "
     "formatting "
-    "conversion recalibration".split()
+    "conversion recalibration tasks".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from made_up_runs import STRIDES, failed, grid, record
@@ -26,6 +27,7 @@ from diffstride.report.tables import (
     expected_table,
     frontier_table,
     repeated_seeds,
+    task_table,
 )
 from diffstride.settings import METHODS, bindings
 
@@ -839,3 +841,78 @@ def test_strides_of_sounds_are_told_in_hertz(tmp_path):
         f"{50 / time:.1f} Hz x {0.5 / frequency:.3f} per mel channel",
     ]
     assert cutoff_table(study([record()])) is None
+
+
+def runs_of_tasks(methods=("strided", "outer")):
+    """Two tasks, each alone and both at once, of sounds."""
+    accuracies = iter([*range(60, 96)])
+    records = []
+    for method in methods:
+        for tasks in (["family"], ["pitch"], ["family", "pitch"]):
+            for seed in (0, 1):
+                each = record(method, "2,2,2,2", seed, task=",".join(tasks))
+                found = {t: next(accuracies) / 100 for t in tasks}
+                each["summary"] |= {
+                    "test_accuracy": np.mean([*found.values()]),
+                    "tasks": {
+                        t: {"test_accuracy": a} for t, a in found.items()
+                    },
+                    "axes": ["time", "frequency"],
+                    "steps": [0.01, 1],
+                }
+                records.append(each)
+    return records
+
+
+def test_tasks_alone_and_together():
+    records = runs_of_tasks()
+    rows = table(task_table(study(records)))
+    macs = [each["summary"]["cost"]["macs"] / 1e6 for each in records]
+    assert rows[0] == [
+        *("tasks of a network", "accuracy in"),
+        *("strided, %", "MACs, M", "outer, %", "MACs, M"),
+    ]
+    # Means of seeds: 60, 61; 62, 63; and of both at once (64, 65), (66, 67).
+    assert [row[:3] for row in rows[1:]] == [
+        ["one a run", "family", "60.50 ± 0.71 (2)"],
+        ["one a run", "pitch", "62.50 ± 0.71 (2)"],
+        ["one a run", "*mean of tasks*", "61.50 ± 0.71 (2)"],
+        ["family, pitch", "family", "65.00 ± 1.41 (2)"],
+        ["family, pitch", "pitch", "66.00 ± 1.41 (2)"],
+        ["family, pitch", "*mean of tasks*", "65.50 ± 1.41 (2)"],
+    ]
+    assert rows[2][-1] == f"{np.mean(macs[8:10]):.2f}"
+    assert rows[3][-1] == f"{np.mean(macs[6:10]):.2f}"
+    # The name of a task stands in older summaries' settings alone.
+    for each in records:
+        if len(each["summary"]["tasks"]) == 1:
+            del each["summary"]["tasks"]
+    assert table(task_table(study(records))) == rows
+    assert task_table(study(made([90, 92]))) is None
+
+
+def test_figures_of_sounds_and_tasks_have_their_units(tmp_path):
+    records = runs_of_tasks(("outer",))
+    runs = study(records)
+    drawn = figures.draw_all(runs, shown(runs))[1]
+    text = {
+        name: " ".join(
+            each.get_text() for each in drawn[f"{name}.png"].findobj(plt.Text)
+        )
+        for name in ("cutoffs", "masks", "masks_time", "task_strides")
+    }
+    for name in ("cutoffs", "task_strides"):
+        assert "cut-off, Hz" in text[name], name
+        assert "cut-off, cycles per mel channel" in text[name], name
+    assert "cycles per mel channel" in text["masks"]
+    assert "(frequency; " in text["masks"] and "(time; " in text["masks_time"]
+    assert not any("pixel" in each for each in text.values())
+    assert "family and pitch" in text["task_strides"]
+    # A first stride of 1.6 along time, at 10 ms a frame.
+    layer = {**runs.ended[0]["summary"]["pooling"][0], "strides": [1.6, 2.0]}
+    span = [0.01 * layer["input_size"][0], layer["input_size"][1]]
+    assert masks._mask(layer, "strides", None, 0, span).cutoff == pytest.approx(
+        31.25
+    )
+    alone = study(records[:2])
+    assert "task_strides.png" not in figures.draw_all(alone, shown(alone))[1]

@@ -176,6 +176,7 @@ class TestPlan:
             "harden=pooled",
             "finetune=3",
             "network=resnet",
+            "task=family",
             "keras.optimizers.SGD.learning_rate=0.1",
             "train.train.devices=['CPU:0']",
             "data.load_datasets.augment_fn=@data.pad_crop_flip",

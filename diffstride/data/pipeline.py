@@ -28,7 +28,7 @@ class Datasets:
     Attributes:
         epoch: gives the training batches of an epoch, from its number.
         test: the test batches, once through.
-        num_classes: number of classes.
+        num_classes: number of classes, or of those of each task by its name.
         image_shape: shape of an example: that of an image, in the data format
             of the batches, or (samples,) of a sound.
         steps_per_epoch: number of training batches in an epoch.
@@ -36,17 +36,30 @@ class Datasets:
             batches are made of it, into one line.
         validation: the validation batches, once through; `None` without a
             validation split.
+        tasks: names of the tasks, if they have names.
     """
 
     epoch: Callable[[int], tf.data.Dataset]
     test: tf.data.Dataset
-    num_classes: int
+    num_classes: int | dict[str, int]
     image_shape: tuple[int, ...]
     steps_per_epoch: int
     reading: Callable[[], contextlib.AbstractContextManager] = (
         contextlib.nullcontext
     )
     validation: tf.data.Dataset | None = None
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the tasks, where a network has several at once."""
+        several = isinstance(self.num_classes, dict)
+        return tuple(self.num_classes) if several else ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples in a training batch; `None` where it does not tell."""
+        return self.epoch(0).element_spec[0].shape[0]
 
     def share(self, index: int, count: int) -> "Datasets":
         """Gives the `index`-th of `count` equal parts of each training batch.
@@ -67,8 +80,8 @@ class Datasets:
 
         `None` where batches do not tell their size.
         """
-        batch_size = self.epoch(0).element_spec[0].shape[0]
-        return batch_size and batch_size * self.steps_per_epoch
+        size = self.batch_size
+        return size and size * self.steps_per_epoch
 
     def epochs(
         self, first: int = 0, last: int | None = None

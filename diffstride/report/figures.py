@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 
 from diffstride.formatting import harmless
-from diffstride.report import masks, strides, style
+from diffstride.report import masks, strides, style, tasks
 from diffstride.report.study import (
     MISSING,
     Shown,
     Study,
     axis_label,
+    example,
     grouped,
     method_label,
+    of_sounds,
     present,
 )
 from diffstride.settings import LAMBDA, STRIDES
@@ -33,6 +35,7 @@ def draw_all(
     for stem, heading, draw, subject, caption in [
         *_of_accuracy(study),
         *_of_strides(shown),
+        *_of_tasks(study),
     ]:
         if subject is not study and shown.single is None:
             drawn = "no run has learned strides"
@@ -77,16 +80,18 @@ def _of_accuracy(study: Study) -> list[_Figure]:
 def _of_strides(shown: Shown) -> list[_Figure]:
     name = "a run" if shown.single is None else f"`{shown.single['name']}`"
     only = f" Runs with {shown.what} only." if shown.what else ""
-    return [
+    sounds = of_sounds(shown.runs)
+    width = "frequency" if sounds else "width"
+    figures = [
         (
             "global_factor",
             "Global striding factor",
             global_factors,
             shown.runs,
-            "Product of the strides of all layers, height times width, before "
-            "and after training; each point is a run, the lines join the "
-            "means (methods that start alike are drawn beside each other). On "
-            "a level line all starts would end alike; on the dashed one no "
+            f"Product of the strides of all layers, {_axes(shown, ' times ')}, "
+            "before and after training; each point is a run, the lines join "
+            "the means (methods that start alike are drawn beside each other). "
+            "On a level line all starts would end alike; on the dashed one no "
             f"stride has moved.{only}",
         ),
         (
@@ -94,20 +99,28 @@ def _of_strides(shown: Shown) -> list[_Figure]:
             "Learned strides",
             strides.distribution,
             shown.runs,
-            "Strides at the end of every run, height and width; grey bars are "
-            "the initial strides, yellow ones the range of those that are "
-            f"expected, if they are known.{only}",
+            f"Strides at the end of every run, {_axes(shown, ' and ')}; grey "
+            "bars are the initial strides, yellow ones the range of those that "
+            f"are expected, if they are known.{only}",
         ),
         (
             "cutoffs",
             "Learned strides as cut-off frequencies",
             strides.cutoffs,
             shown.runs,
-            "A stride S keeps nominally what is below 0.5 / S cycles per pixel "
-            "of its layer's input (and no less than one cycle over the map); "
-            "on the right this is in pixels of the image, for the narrowest "
-            "layer so far, at the sizes that maps have. Each point is a run "
-            f"and an axis, the bars are the initial strides.{only}",
+            "A stride S keeps nominally what is below 0.5 / S cycles per "
+            f"{'place' if sounds else 'pixel'} of its layer's input (and no "
+            "less than one cycle over the map); "
+            + (
+                "here this is in Hz and in cycles per mel channel of the "
+                "spectrogram, for the narrowest layer so far"
+                if sounds
+                else "on the right this is in pixels of the image, for the "
+                "narrowest layer so far"
+            )
+            + ", at the sizes that maps have. Each point is a run"
+            f"{'' if sounds else ' and an axis'}, the bars are the initial "
+            f"strides.{only}",
         ),
         (
             "trajectories",
@@ -122,11 +135,45 @@ def _of_strides(shown: Shown) -> list[_Figure]:
             f"Masks of {name}, start and end",
             masks.masks,
             shown.single,
-            "Weights along the width. The dotted lines are at 0.5 / stride, "
+            f"Weights along the {width}. The dotted lines are at 0.5 / stride, "
             "with the strides in force, which are raised where a mask would be "
             "flat.",
         ),
     ]
+    if sounds:
+        figures.append(
+            (
+                "masks_time",
+                f"Masks of {name} along time",
+                lambda run: masks.masks(run, axis=0),
+                shown.single,
+                "The same along time.",
+            )
+        )
+    return figures
+
+
+def _of_tasks(study: Study) -> list[_Figure]:
+    learned = tasks.learned(study)
+    if learned["trained on"].nunique() < 2:
+        return []
+    figure = (
+        "task_strides",
+        "Learned strides of each task",
+        tasks.strides_of_tasks,
+        learned,
+        "Each small point is a run, each large one a mean over seeds. Crosses "
+        "are where training began.",
+    )
+    return [figure]
+
+
+def _axes(shown: Shown, between: str) -> str:
+    return (
+        between.join(shown.runs["axis_names"].iloc[0])
+        if len(shown.runs)
+        else ""
+    )
 
 
 def accuracy_against_cost(study: Study) -> plt.Figure | str:
@@ -146,7 +193,8 @@ def global_factors(runs: pd.DataFrame) -> plt.Figure | str:
     axes.set(
         xlim=(low, high),
         ylim=(min(low, ends.min() / 1.5), max(high, ends.max() * 1.5)),
-        xlabel="product of all strides at the start (height x width)",
+        xlabel="product of all strides at the start "
+        f"({' x '.join(runs['axis_names'].iloc[0])})",
         ylabel="product of all strides at the end",
     )
     style.log_ticks(axes, "x")
@@ -206,7 +254,9 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
             _draw_curve(axes, curve, colors[method], curve[along].map(markers))
         if len(parts) > 1:
             axes.set_title(study.text(context, along))
-        axes.set_xlabel("multiply-accumulates for one image, millions")
+        axes.set_xlabel(
+            f"multiply-accumulates for one {example(study.runs)}, millions"
+        )
         axes.set_ylabel(f"test accuracy, %{scale}")
         axes.tick_params(labelbottom=True, labelleft=True)
     style.log_ticks(grid[0], "x")

@@ -1,5 +1,6 @@
 """The figure of a report that shows masks, and sizes that follow from them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -8,14 +9,18 @@ import numpy as np
 from diffstride.report import style
 from diffstride.report.study import run_label, short_names
 
+# Of the frequencies of a spectrogram, along time and along mel channels.
+UNITS = ("Hz", "cycles per mel channel")
+
 
 class _Mask(NamedTuple):
-    """Weights at frequencies in cycles per pixel; the stride, and in force."""
+    """Weights at frequencies; the stride, and in force; 0.5 / stride."""
 
     frequencies: np.ndarray
     weights: np.ndarray
     stride: float
     used: float
+    cutoff: float
 
     def __str__(self):
         text = f"stride {self.stride:.2f}"
@@ -23,19 +28,29 @@ class _Mask(NamedTuple):
         return f"{text}, in force {self.used:.2f}" if raised else text
 
 
-def masks(run: Any) -> plt.Figure | str:
-    """Masks of one run along the width, at the start and at the end."""
+def masks(run: Any, axis: int = -1) -> plt.Figure | str:
+    """Masks of one run along an axis, at the start and at the end."""
     if any(layer.get("kind") == "DynOPool" for layer in run.learned):
         return "DynOPool has no masks"
     if not all(map(_is_soft, run.learned)):
         return f"the summary of {run['name']} lacks ramp and smoothness"
     names = short_names(layer["name"] for layer in run.layers)
     starts = sizes_of_inputs(run.layers, "initial")
+    # A frequency of an image is told by the pixels of the layer's input, that
+    # of a sound by the spectrogram, for what it is worth to the ear.
+    first = run.layers[0]["input_size"] if run.steps else None
+    span = first and list(np.multiply(first, run.steps))
+    unit = UNITS[axis] if run.steps else "cycles per pixel of the layer's input"
     found = [
-        (layer, _mask(layer, "initial", sizes), _mask(layer, "strides"))
+        (
+            layer,
+            _mask(layer, "initial", sizes, axis, span),
+            _mask(layer, "strides", None, axis, span),
+        )
         for layer, sizes in zip(run.layers, starts, strict=True)
         if layer["learned"]
     ]
+    most = 0.5 / run.steps[axis] if run.steps else 0.5
     columns = min(len(found), 4)
     width = max(2.75, 6.5 / columns)
     figure, grid = style.panels(len(found), columns, width, 3, sharey=True)
@@ -52,12 +67,13 @@ def masks(run: Any) -> plt.Figure | str:
             labelspacing=0.2,
             handlelength=1.8,
         )
-        axes.set(xlim=(-0.015, 0.515), ylim=(-0.03, 1.08))
-        axes.set_xticks([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+        axes.set(xlim=(-0.03 * most, 1.03 * most), ylim=(-0.03, 1.08))
+        axes.set_xticks([most * tick / 5 for tick in range(6)])
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("cycles per pixel of the layer's input", fontsize=10)
+    figure.supxlabel(unit, fontsize=10)
     figure.supylabel("weight in the mask", fontsize=10)
-    style.title(figure, f"{_what_changed(found)} (width; {run_label(run)})")
+    along = run.axis_names[axis]
+    style.title(figure, f"{_what_changed(found)} ({along}; {run_label(run)})")
     return figure
 
 
@@ -92,7 +108,7 @@ def _draw(
         label=f"{what}: {mask}",
         **look,
     )
-    axes.plot([0.5 / mask.used] * 2, [0, 1.08], ":", color=color, lw=1.4)
+    axes.plot([mask.cutoff] * 2, [0, 1.08], ":", color=color, lw=1.4)
 
 
 def _what_changed(found: list[tuple[Any, _Mask, _Mask]]) -> str:
@@ -130,15 +146,31 @@ def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
 
 
 def _mask(
-    layer: dict[str, Any], strides: str, sizes: tuple[int, ...] | None = None
+    layer: dict[str, Any],
+    strides: str,
+    sizes: tuple[int, ...] | None = None,
+    axis: int = -1,
+    span: Sequence[float] | None = None,
 ) -> _Mask:
-    """The mask along the last axis, on maps of the size at the end or given."""
+    """The mask along an axis, on maps of the size at the end or given.
+
+    `span` is what a map is long, by default the number of its pixels.
+    """
     sizes = tuple(sizes or layer["input_size"])
+    axis = range(len(sizes))[axis]
     low_pass, values = _low_pass(layer, strides)
     used = low_pass.used(sizes, values)
-    band = low_pass.bands(sizes, values)[-1]
-    weights = np.asarray(band.negative)
+    band = low_pass.bands(sizes, values)[axis]
+    one_sided = axis == len(sizes) - 1
+    weights = np.asarray(band.negative if one_sided else band.positive)
     # A coefficient of the DCT is half a cycle over the map.
-    period = sizes[-1] * (2 if _is_cosine(layer) else 1)
+    length = span[axis] if span else sizes[axis]
+    period = length * (2 if _is_cosine(layer) else 1)
     frequencies = np.arange(len(weights)) / period
-    return _Mask(frequencies, weights, float(values[-1]), float(used[-1]))
+    # A shared stride is that of all axes.
+    stride, in_force = (
+        float(np.broadcast_to(each, len(sizes))[axis])
+        for each in (values, used)
+    )
+    cutoff = 0.5 / in_force * sizes[axis] / length
+    return _Mask(frequencies, weights, stride, in_force, cutoff)

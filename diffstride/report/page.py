@@ -10,7 +10,13 @@ from diffstride import files
 from diffstride.errors import UserError
 from diffstride.formatting import harmless
 from diffstride.report import tables
-from diffstride.report.study import Study, axis_label, shown, study
+from diffstride.report.study import (
+    Study,
+    axis_label,
+    example,
+    shown,
+    study,
+)
 from diffstride.settings import LAMBDA, STRIDES, bindings
 
 _PACKAGES = {
@@ -167,13 +173,16 @@ def _common(runs: Study) -> str:
 def _tables(runs: Study) -> list[str]:
     axes = " x ".join(runs.runs["axis_names"].iloc[0])
     parts = ["## Test accuracy, %", tables.accuracy_table(runs)]
+    if of_tasks := tables.task_table(runs):
+        parts += ["## Test accuracy in each task", of_tasks]
     parts += [
         "## Accuracy beside cost",
         tables.cost_table(runs),
         "Multiply-accumulates (MACs) and memory of the activations are of one "
-        "image in one forward pass, at the strides in the end; seconds are the "
-        "median over epochs; strides and sizes are of each pooling layer in "
-        f"depth order ({axes}, one number where they agree), means over seeds.",
+        f"{example(runs.runs)} in one forward pass, at the strides in the end; "
+        "seconds are the median over epochs; strides and sizes are of each "
+        f"pooling layer in depth order ({axes}, one number where they agree), "
+        "means over seeds.",
     ]
     if budgets := tables.budget_table(runs):
         parts += ["## Within a budget", budgets]

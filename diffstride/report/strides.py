@@ -9,18 +9,17 @@ import numpy as np
 import pandas as pd
 
 from diffstride.report import style
-from diffstride.report.masks import sizes_of_inputs
+from diffstride.report.masks import UNITS, sizes_of_inputs
 from diffstride.report.study import (
     IMAGE_AXES,
     grouped,
     method_label,
+    of_sounds,
     present,
     run_label,
     short_names,
 )
 from diffstride.settings import STRIDES
-
-_FILLS = ("full", "none")
 
 
 def trajectories(run: Any) -> plt.Figure | str:
@@ -93,45 +92,59 @@ def distribution(runs: pd.DataFrame) -> plt.Figure | str:
 def cutoffs(runs: pd.DataFrame) -> plt.Figure | str:
     """Learned strides as frequencies, by layer."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4))
+    sounds = of_sounds(runs)
     positions = _positions(runs)
     colors = style.method_colors(runs["method"])
     methods = list(grouped(runs, ["method"]))
     width = 0.8 / len(methods)
-    last = []
+    last: dict[int, list[float]] = {0: [], 1: []}
     for i, ((method,), own) in enumerate(methods):
         middle = width * (i - (len(methods) - 1) / 2)
-        for layers, axis in itertools.product(own["layers"], (0, 1)):
+        for (_, run), axis in itertools.product(own.iterrows(), (0, 1)):
+            layers = run["layers"]
             x = np.array([positions[layer["name"]] for layer in layers])
             ends = frequencies(layers, axis, "strides")
             starts = frequencies(layers, axis, "initial")
-            last.append(ends[1][-1])
-            for axes, end, start in zip(
-                (left, right), ends, starts, strict=True
-            ):
+            drawn = list(zip((left, right), ends, starts, strict=True))
+            if sounds:  # Axes have units of their own.
+                step = run["steps"][axis]
+                end, start = (np.divide(y[1], step) for y in (ends, starts))
+                drawn = [((left, right)[axis], end, start)]
+            last[axis].append(drawn[-1][1][-1])
+            for axes, end, start in drawn:
                 _bars(axes, x + middle, start, 0.92 * width)
+                shift = 0.0 if sounds else width * (0.44 * axis - 0.22)
                 axes.plot(
-                    *(x + middle + width * (0.44 * axis - 0.22), end, "o"),
+                    *(x + middle + shift, end, "o"),
                     color=colors[method],
-                    fillstyle=_FILLS[axis],
+                    fillstyle=style.FILLS[0 if sounds else axis],
                     alpha=0.75,
                 )
-    for axes, title, of_what in (
-        (left, "each layer by itself", "the layer's input"),
-        (right, "the narrowest layer from the image on", "the image"),
-    ):
+    narrowest = "the narrowest layer from the {} on"
+    titles = ["each layer by itself", narrowest.format("image")]
+    units = [f"cycles per pixel of the {x}" for x in ("layer's input", "image")]
+    if sounds:
+        names = runs["axis_names"].iloc[0]
+        narrowest = narrowest.format("spectrogram")
+        titles, units = [f"{name}: {narrowest}" for name in names], [*UNITS]
+    for axes, title, unit in zip((left, right), titles, units, strict=True):
         _layer_axis(axes, positions)
-        axes.set_ylabel(f"cut-off, cycles per pixel of {of_what}")
+        axes.set_ylabel(f"cut-off, {unit}")
         axes.set_title(title)
         style.log_ticks(axes, "y")
     entries = [
         (method_label(method), colors[method], "o", "")
         for (method,), _ in methods
     ]
+    every = [last[0], last[1]] if sounds else [last[0] + last[1]]
+    ends = [
+        f"between {min(values):.2g} and {max(values):.2g} {unit}"
+        for values, unit in zip(every, units[-len(every) :], strict=True)
+    ]
     style.title(
         figure,
-        "What passes all layers ends between "
-        f"{min(last):.2g} and {max(last):.2g} cycles per pixel of the image",
-        [*entries, *_key(runs)],
+        f"What passes all layers ends {' and '.join(ends)}",
+        [*entries, *(_key(runs)[:1] if sounds else _key(runs))],
     )
     return figure
 
@@ -177,7 +190,7 @@ def _draw_curves(
             marker=marker,
             markevery=max(len(values) // 10, 1),
             ls="--" if place else "-",
-            fillstyle=_FILLS[place],
+            fillstyle=style.FILLS[place],
             clip_on=False,
             label=f"{name} {axis}".strip() + f", {values[-1]:.2f}",
         )
@@ -309,7 +322,7 @@ def _draw_distribution(
         axes.plot(
             *([x] * len(own), own["end"], marker),
             color=color,
-            fillstyle=_FILLS[axis],
+            fillstyle=style.FILLS[axis],
             alpha=0.85,
         )
     _layer_axis(axes, positions)

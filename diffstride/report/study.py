@@ -19,6 +19,7 @@ from diffstride.settings import (
     METHODS,
     RIVALS,
     STRIDES,
+    TASK,
     bindings,
 )
 
@@ -130,6 +131,16 @@ def method_label(method: str) -> str:
 def axis_label(axis: str) -> str:
     """How a setting is called in tables and figures."""
     return "initial strides" if axis == STRIDES else axis.replace("_", " ")
+
+
+def of_sounds(runs: pd.DataFrame) -> bool:
+    """Whether strides are along time and mel channels in all runs."""
+    return bool(len(runs)) and bool(runs["steps"].notna().all())
+
+
+def example(runs: pd.DataFrame) -> str:
+    """What costs are counted of."""
+    return "window" if of_sounds(runs) else "image"
 
 
 def grouped(
@@ -317,9 +328,18 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "learned": learned,
         "axis_names": tuple(summary.get("axes") or IMAGE_AXES),
         "steps": summary.get("steps"),
+        "tasks": _tasks(record),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }
+
+
+def _tasks(record: dict[str, Any]) -> dict[str, float]:
+    """Accuracy in each task by its name, if tasks have names."""
+    summary = record["summary"]
+    named = record["settings"].get(TASK)
+    found = summary.get("tasks") or ({named: summary} if named else {})
+    return {task: 100 * own["test_accuracy"] for task, own in found.items()}
 
 
 def _enter_budgets(runs: pd.DataFrame) -> None:

@@ -25,6 +25,7 @@ _RIVALS = (
 )
 _METHODS = dict(zip(METHODS, _COLORS + _RIVALS, strict=True))
 _OTHERS = ("#CC79A7", "#E69F00", "#999999")
+FILLS = ("full", "none")
 SERIES = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),

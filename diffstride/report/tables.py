@@ -16,7 +16,7 @@ from diffstride.report.study import (
     method_label,
     pooled_deviation,
 )
-from diffstride.settings import BUDGET, LAMBDA, STRIDES
+from diffstride.settings import BUDGET, LAMBDA, STRIDES, TASK
 
 
 def accuracy_table(study: Study) -> str:
@@ -232,6 +232,57 @@ def cutoff_table(study: Study) -> str | None:
             row = [*map(str, values), method_label(method)]
             table.append([*row, layer["name"], strides, text])
     return markdown(header, table) if table else None
+
+
+def task_table(study: Study) -> str | None:
+    """Accuracy in each task and their mean, or `None` if there is one task.
+
+    Networks of one task come first, then those of several at once.
+    """
+    contexts = [
+        axis
+        for axis in study.axes
+        if axis != TASK and study.cells[axis].nunique() > 1
+    ]
+    frame = pd.DataFrame(
+        [
+            {
+                **run[[*contexts, "method", "seed", "macs"]],
+                "trained": ", ".join(run["tasks"]) if several else "one a run",
+                "several": several,
+                "task": task,
+                "accuracy": accuracy,
+            }
+            for _, run in study.cells.iterrows()
+            for several in [len(run["tasks"]) > 1]
+            for task, accuracy in run["tasks"].items()
+        ]
+    )
+    if not len(frame) or frame["task"].nunique() < 2:
+        return None
+    header = [*map(axis_label, contexts), "tasks of a network", "accuracy in"]
+    for method in study.methods:
+        header += [f"{method_label(method)}, %", "MACs, M"]
+    frame = frame.sort_values("several", kind="stable")
+    table = []
+    for values, group in grouped(frame, [*contexts, "trained"]):
+        tasks = group["task"].unique()
+        for task in [*tasks, None]:
+            row = [*map(str, values), task or "*mean of tasks*"]
+            for method in study.methods:
+                own = group[group["method"] == method]
+                found = own.pivot_table("accuracy", "seed", "task")
+                found = found.reindex(columns=tasks)
+                found = found[task] if task else found.mean(1, skipna=False)
+                spent = own[own["task"] == task] if task else own
+                known = len(found.dropna()) > 0
+                row.append(_accuracy(found.dropna()) if known else MISSING)
+                row.append(_mean(spent["macs"], 2) if known else MISSING)
+            table.append(row)
+    return markdown(header, table) + (
+        "\n\nMean ± sample standard deviation over seeds (number of seeds); "
+        "those of the mean are of the mean in each seed."
+    )
 
 
 def failed_table(records: list[dict[str, Any]]) -> str:
