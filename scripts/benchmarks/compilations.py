@@ -1,0 +1,488 @@
+#!/usr/bin/env python3
+"""Counts the combinations of map sizes that occur in a run: compilations.
+
+    python scripts/benchmarks/compilations.py --data_dir=data \
+        --output=results/compilations.json
+    KERAS_BACKEND=jax python scripts/benchmarks/compilations.py \
+        --output=results/compilations.json
+    python scripts/benchmarks/compilations.py --table results/compilations.json
+
+The tables are those of `docs/performance.md`. On TensorFlow, whose sizes are
+dynamic, small networks are trained, and the sizes of each step are noted; what
+has been trained is not trained again. On JAX a step of ResNet-18 on images of
+224 x 224 is compiled, without being run. Trainings take about ten minutes on
+two cores, compilations three.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from timing import BACKEND, measured_on  # noqa: E402
+
+import diffstride  # noqa: E402
+from diffstride import resnet  # noqa: E402
+from diffstride.errors import run_reporting_errors  # noqa: E402
+from diffstride.files import (  # noqa: E402
+    make_folder,
+    read_json,
+    read_ours,
+    replace_text,
+)
+from diffstride.formatting import markdown  # noqa: E402
+from diffstride.masks import RAMPS  # noqa: E402
+from diffstride.profiling import learned_in_order  # noqa: E402
+from diffstride.static import Retracer  # noqa: E402
+
+MODES = ("plain", "schedule", "budget")
+STEPS = (1, 4)  # Trained with.
+COUNTED = (1, 4, 8)  # What the strides of the former would come to.
+SETTINGS = ("data", "ramp", "mode", "size_step", "seed")
+# Data: arguments of `load_datasets`, epochs, seeds.
+DATA = {
+    "digits": ({"batch_size": 64, "image_size": 16}, 15, (0,)),
+    "fashion_mnist": ({"train_split": "train[:12000]"}, 6, (0,)),
+}
+STRIDES = (1, 2, 2, 2)
+# What ResNet-18 gives to its three learned layers, on images of 224 x 224.
+IMAGENET = (56, 56)
+IMAGENET_IMAGES = 90 * 1_281_167
+THROUGHPUTS = (2_500, 25_000)  # Images a second.
+SHARE = 0.05  # Of a run, that compiling may take.
+MARGIN = 0.02  # Of a stride, before hysteresis lets a map become smaller.
+LEAD = 20  # Steps that a compilation takes, to be ahead of.
+
+
+def main(argv: list[str]) -> int:
+    """Measures what the backend has to tell, or prints the tables."""
+    arguments = _arguments(argv)
+    if arguments.table:
+        print(tables(_read_results(pathlib.Path(arguments.table))))
+        return 0
+    path = arguments.output
+    read_ours(path, "--output", "results of this script", _read_results)
+    make_folder(path.parent, "--output")
+    results = _read_results(path) if path.exists() else {"runs": []}
+
+    def keep() -> None:
+        replace_text(path, json.dumps(results, indent=1) + "\n")
+
+    if BACKEND == "jax":
+        results["compilations"] = compilations()
+        keep()
+    else:
+        results["environment"] = measured_on()
+        train_all(results["runs"], arguments.data_dir, keep)
+    print(tables(results))
+    return 0
+
+
+def plan() -> Iterator[dict[str, Any]]:
+    """Yields the settings of all trainings."""
+    for data, (_, _, seeds) in DATA.items():
+        for seed, step, ramp, mode in itertools.product(
+            seeds, STEPS, RAMPS, MODES
+        ):
+            values = (data, ramp, mode, step, seed)
+            yield dict(zip(SETTINGS, values, strict=True))
+
+
+def train_all(
+    runs: list[dict[str, Any]], data_dir: str | None, keep: Callable
+) -> None:
+    """Makes the runs that are not there, and keeps each at once."""
+    done = [{key: run[key] for key in SETTINGS} for run in runs]
+    for settings in plan():
+        if settings not in done:
+            runs.append({**settings, **train(data_dir, **settings)})
+            keep()
+
+
+class Recorder(keras.callbacks.Callback):
+    """Notes strides and smoothness before each step."""
+
+    def __init__(self, layers: Sequence[Any]):
+        super().__init__()
+        self._layers = layers
+        self.trace: list[tuple[list[np.ndarray], float]] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Notes those of a step."""
+        strides = [
+            keras.ops.convert_to_numpy(layer.stride_weights)
+            for layer in self._layers
+        ]
+        self.trace.append((strides, self._layers[0].current_smoothness))
+
+
+def train(
+    data_dir: str | None,
+    data: str,
+    ramp: str,
+    mode: str,
+    size_step: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Trains a small network, and says which sizes occurred."""
+    from diffstride.data import load_datasets
+
+    begin = time.perf_counter()
+    options, epochs, _ = DATA[data]
+    datasets = load_datasets(data, data_dir=data_dir, seed=seed, **options)
+    keras.utils.set_random_seed(seed)
+    model = network(ramp, mode, size_step, datasets.num_classes)
+    model.build((None, *datasets.image_shape))
+    decay = keras.optimizers.schedules.CosineDecay(
+        0.1, epochs * datasets.steps_per_epoch
+    )
+    model.compile(
+        keras.optimizers.SGD(decay, momentum=0.9),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    recorder = Recorder(learned_in_order(model))
+    callbacks = [recorder]
+    if mode == "schedule":
+        callbacks.append(diffstride.SmoothnessSchedule(0.7))
+    if mode == "budget":
+        callbacks.append(diffstride.add_compute_budget(model, relative=0.5))
+    model.fit(
+        datasets.epochs(0, epochs),
+        epochs=epochs,
+        steps_per_epoch=datasets.steps_per_epoch,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+    )
+    test = model.evaluate(datasets.test, verbose=0, return_dict=True)
+    cost = diffstride.model_cost(model, datasets.image_shape)
+    found = {
+        "steps": len(recorder.trace),
+        "accuracy": round(test["accuracy"], 4),
+        "macs": cost.macs,
+        "seconds": round(time.perf_counter() - begin, 1),
+        **counted(recorder, model, datasets.image_shape[:2], size_step),
+    }
+    keras.backend.clear_session()
+    return found
+
+
+def network(
+    ramp: str, mode: str, size_step: int, classes: int
+) -> resnet.Resnet:
+    """The network that is trained."""
+
+    def pooling(strides: Any, **kwargs: Any) -> diffstride.DiffStride:
+        return diffstride.DiffStride(
+            strides,
+            smoothness_factor=1.0,
+            norm="forward",
+            ramp=ramp,
+            final_smoothness_factor=0.0 if mode == "schedule" else None,
+            size_step=size_step,
+            **kwargs,
+        )
+
+    return resnet.Resnet(
+        [8, 8, 16, 32],
+        list(STRIDES),
+        classes,
+        pooling_cls=pooling,
+        num_layers=1,
+        weight_decay=5e-4,
+    )
+
+
+def counted(
+    recorder: Recorder, model: Any, first: tuple, size_step: int
+) -> dict[str, Any]:
+    """Counts combinations of sizes, as they were and as they would have been.
+
+    Those that would have been are of the same strides, and only counted where
+    they were learned with the sizes of the release.
+    """
+    masks = [layer.low_pass for layer in learned_in_order(model)]
+    trace = recorder.trace
+    own = count(walk(masks, trace, first, size_step))
+    if size_step > 1:
+        return own
+    return {
+        **own,
+        "hysteresis": count(walk(masks, trace, first, 1, MARGIN)),
+        "ahead": foreseen(masks, trace, first),
+        "imagenet": {
+            str(step): {
+                **count(walk(masks[1:], _later(trace), IMAGENET, step)),
+                "hysteresis": count(
+                    walk(masks[1:], _later(trace), IMAGENET, step, MARGIN)
+                )["combinations"],
+            }
+            for step in COUNTED
+        },
+    }
+
+
+def _later(trace: Sequence[tuple]) -> list[tuple]:
+    """The strides of all layers but the first."""
+    return [(strides[1:], smoothness) for strides, smoothness in trace]
+
+
+def walk(
+    masks: Sequence[Any],
+    trace: Sequence[tuple],
+    first: tuple,
+    size_step: int,
+    margin: float = 0.0,
+) -> list[tuple]:
+    """Returns the sizes of all maps at each step.
+
+    With a `margin` a map that could be smaller stays as it is until it could be
+    at strides smaller by this share.
+    """
+    held: list[Any] = [None] * len(masks)
+    walked = []
+    for strides, smoothness in trace:
+        sizes = first
+        for place, (mask, value) in enumerate(zip(masks, strides, strict=True)):
+            mask = dataclasses.replace(
+                mask, smoothness=smoothness, size_step=size_step
+            )
+            now = mask.output_sizes(sizes, value)
+            if margin and held[place]:
+                least = mask.output_sizes(sizes, value * (1 - margin))
+                # No larger than the input, which may have become smaller.
+                now = tuple(
+                    low
+                    if before < low or before > size or bound < before
+                    else before
+                    for low, bound, before, size in zip(
+                        now, least, held[place], sizes, strict=True
+                    )
+                )
+            held[place] = sizes = now
+        walked.append(tuple(held))
+    return walked
+
+
+def count(walked: Sequence[tuple]) -> dict[str, int]:
+    """Counts what occurred, and how often it changed."""
+    changes = sum(a != b for a, b in itertools.pairwise(walked))
+    return {"combinations": len(set(walked)), "changes": changes}
+
+
+def foreseen(
+    masks: Sequence[Any], trace: Sequence[tuple], first: tuple
+) -> dict[str, int]:
+    """Counts what a compiler in the background would have known in time.
+
+    Every `LEAD` steps the way that strides took since is drawn out twice as
+    far, and all combinations on it are compiled, which takes `LEAD` steps.
+    """
+    walked = walk(masks, trace, first, 1)
+    ready: dict[tuple, int] = {}
+    for now in range(LEAD, len(trace), LEAD):
+        (before, _), (after, smoothness) = trace[now - LEAD], trace[now]
+        drawn = [
+            (
+                [
+                    np.maximum(b + far * (b - a), 1).astype(b.dtype)
+                    for a, b in zip(before, after, strict=True)
+                ],
+                smoothness,
+            )
+            for far in np.linspace(0, 2, 11)
+        ]
+        for sizes in walk(masks, drawn, first, 1):
+            ready.setdefault(sizes, now + LEAD)
+    new = {sizes: walked.index(sizes) for sizes in set(walked[1:])}
+    new.pop(walked[0], None)
+    hits = sum(ready.get(sizes, len(walked)) <= at for sizes, at in new.items())
+    wasted = len(ready.keys() - set(walked))
+    return {"new": len(new), "hits": hits, "wasted": wasted}
+
+
+def compilations() -> dict[str, Any]:
+    """Compiles steps of ResNet-18 on JAX, anew and out of a cache on disk."""
+    import jax
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        for ramp, stride in (("outer", 2.0), ("inner", 2.0), ("inner", 1.5)):
+            row = {"ramp": ramp, "stride": stride}
+            for name in ("new", "cached"):
+                row[name] = _compile(ramp, stride)
+                jax.clear_caches()
+            rows.append(row)
+    return {"environment": measured_on(), "rows": rows}
+
+
+def _compile(ramp: str, stride: float) -> dict[str, float]:
+    """Processor seconds to trace and to compile a training step."""
+    import jax
+
+    model = resnet.resnet18(
+        [1, 1, 2, 2, 2],
+        num_output_classes=1000,
+        large_stem=True,
+        pooling_cls=lambda strides, **kwargs: diffstride.DiffStride(
+            strides, ramp=ramp, **kwargs
+        ),
+    )
+    model.build((None, 224, 224, 3))
+    layers = learned_in_order(model)
+    spent: dict[str, float] = {}
+
+    def loss(trainable: Any, state: Any, x: Any, y: Any) -> Any:
+        logits, state = model.stateless_call(trainable, state, x, training=True)
+        losses = keras.losses.sparse_categorical_crossentropy(y, logits, True)
+        return keras.ops.mean(losses), state
+
+    def step(trainable: Any, state: Any, x: Any, y: Any) -> Any:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, state), grads = gradient(trainable, state, x, y)
+        moved = jax.tree.map(lambda w, g: w - 0.1 * g, trainable, grads)
+        return value, moved, state
+
+    def compiling(*args: Any) -> None:
+        begin = time.process_time()
+        lowered = jax.jit(step).lower(*args)
+        traced = time.process_time()
+        lowered.compile()
+        spent["trace_s"] = round(traced - begin, 2)
+        spent["compile_s"] = round(time.process_time() - traced, 2)
+
+    shapes = [
+        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+        )
+    ]
+    batch = (
+        jax.ShapeDtypeStruct((256, 224, 224, 3), "float32"),
+        jax.ShapeDtypeStruct((256,), "int32"),
+    )
+    strides = [np.full_like(layer.initial_strides, stride) for layer in layers]
+    Retracer(layers, lambda: compiling)(strides, *shapes, *batch)
+    return spent
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Lays out the content of a results file as Markdown."""
+    parts = [runs_table(results["runs"]), imagenet_table(results["runs"])]
+    if "compilations" in results:
+        parts.append(compile_table(results["compilations"]["rows"]))
+    return "\n\n".join(parts)
+
+
+def runs_table(runs: Sequence[dict]) -> str:
+    """Combinations, changes and accuracy by step of sizes."""
+    rows = []
+    for data, ramp, mode in itertools.product(DATA, RAMPS, MODES):
+        cells = [data, ramp, mode]
+        for step in STEPS:
+            found = _those(
+                runs, data=data, ramp=ramp, mode=mode, size_step=step
+            )
+            if not found:
+                cells.append("-")
+                continue
+            cells.append(
+                f"{_mean(found, 'combinations'):.0f} / "
+                f"{_mean(found, 'changes'):.0f}, "
+                f"{100 * _mean(found, 'accuracy'):.1f} %, "
+                f"{_mean(found, 'macs') / 1e6:.2f} M"
+            )
+        rows.append(cells)
+    header = ["data", "ramp", "training"]
+    return markdown([*header, *(f"`size_step={n}`" for n in STEPS)], rows)
+
+
+def imagenet_table(runs: Sequence[dict]) -> str:
+    """What the strides of these runs are to ResNet-18, and may cost."""
+    rows = []
+    for ramp, mode in itertools.product(RAMPS, MODES):
+        found = _those(runs, ramp=ramp, mode=mode, size_step=1)
+        if not found:
+            continue
+        cells = [ramp, mode]
+        for step in COUNTED:
+            counts = [run["imagenet"][str(step)] for run in found]
+            most = max(each["combinations"] for each in counts)
+            held = max(each["hysteresis"] for each in counts)
+            allowed = (
+                f"{seconds_allowed(most, throughput):.0f}"
+                for throughput in THROUGHPUTS
+            )
+            cells.append(f"{most}, {held}: {' / '.join(allowed)} s")
+        rows.append(cells)
+    header = ["ramp", "training", *(f"`size_step={n}`" for n in COUNTED)]
+    return markdown(header, rows)
+
+
+def seconds_allowed(combinations: int, throughput: float) -> float:
+    """Seconds that a compilation may take in a run over ImageNet."""
+    return SHARE * IMAGENET_IMAGES / throughput / combinations
+
+
+def compile_table(rows: Sequence[dict]) -> str:
+    """Processor seconds of a compilation."""
+    return markdown(
+        ["ramp", "stride", "traced", "compiled", "compiled, from the cache"],
+        [
+            [
+                row["ramp"],
+                f"{row['stride']:g}",
+                f"{row['new']['trace_s']:.1f} s",
+                f"{row['new']['compile_s']:.1f} s",
+                f"{row['cached']['compile_s']:.1f} s",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _those(runs: Sequence[dict], **settings: Any) -> list[dict]:
+    return [run for run in runs if settings.items() <= run.items()]
+
+
+def _mean(runs: Sequence[dict], key: str) -> float:
+    return float(np.mean([run[key] for run in runs]))
+
+
+def _read_results(path: pathlib.Path) -> Any:
+    return read_json(path, {"runs": [dict]}, "Move it away")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--output", type=pathlib.Path, help="results file, JSON")
+    add("--table", help="print the tables of this results file instead")
+    add("--data_dir", help="where TFDS keeps its data")
+    arguments = parser.parse_args(argv[1:])
+    if not (arguments.output or arguments.table):
+        parser.error("give --output or --table")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_reporting_errors(main)(sys.argv))
