@@ -42,8 +42,9 @@ from diffstride.files import (  # noqa: E402
     replace_text,
 )
 from diffstride.formatting import markdown  # noqa: E402
-from diffstride.masks import RAMPS  # noqa: E402
-from diffstride.profiling import learned_in_order  # noqa: E402
+from diffstride.masks import RAMPS, LowPass  # noqa: E402
+from diffstride.profiling import AXES, learned_in_order  # noqa: E402
+from diffstride.runs import read_runs  # noqa: E402
 from diffstride.static import Retracer  # noqa: E402
 
 MODES = ("plain", "schedule", "budget")
@@ -53,7 +54,7 @@ SETTINGS = ("data", "ramp", "mode", "size_step", "seed")
 # Data: arguments of `load_datasets`, epochs, seeds.
 DATA = {
     "digits": ({"batch_size": 64, "image_size": 16}, 15, (0,)),
-    "fashion_mnist": ({"train_split": "train[:12000]"}, 6, (0,)),
+    "fashion_mnist": ({"train_split": "train[:12000]"}, 3, (0,)),
 }
 STRIDES = (1, 2, 2, 2)
 # What ResNet-18 gives to its three learned layers, on images of 224 x 224.
@@ -61,6 +62,9 @@ IMAGENET = (56, 56)
 IMAGENET_IMAGES = 90 * 1_281_167
 THROUGHPUTS = (2_500, 25_000)  # Images a second.
 SHARE = 0.05  # Of a run, that compiling may take.
+# Runs that are there already, with their strides at the end of each epoch.
+EPOCHS = pathlib.Path(__file__).parents[2] / "results" / "longer.jsonl"
+BETWEEN = 50  # Places that are looked at between two of them.
 MARGIN = 0.02  # Of a stride, before hysteresis lets a map become smaller.
 LEAD = 20  # Steps that a compilation takes, to be ahead of.
 
@@ -74,7 +78,9 @@ def main(argv: list[str]) -> int:
     path = arguments.output
     read_ours(path, "--output", "results of this script", _read_results)
     make_folder(path.parent, "--output")
-    results = _read_results(path) if path.exists() else {"runs": []}
+    results = (
+        _read_results(path) if path.exists() else {"runs": [], "epochs": []}
+    )
 
     def keep() -> None:
         replace_text(path, json.dumps(results, indent=1) + "\n")
@@ -84,6 +90,7 @@ def main(argv: list[str]) -> int:
         keep()
     else:
         results["environment"] = measured_on()
+        results["epochs"] = runs_by_epoch()
         train_all(results["runs"], arguments.data_dir, keep)
     print(tables(results))
     return 0
@@ -92,8 +99,8 @@ def main(argv: list[str]) -> int:
 def plan() -> Iterator[dict[str, Any]]:
     """Yields the settings of all trainings."""
     for data, (_, _, seeds) in DATA.items():
-        for seed, step, ramp, mode in itertools.product(
-            seeds, STEPS, RAMPS, MODES
+        for seed, step, mode, ramp in itertools.product(
+            seeds, STEPS, MODES, RAMPS
         ):
             values = (data, ramp, mode, step, seed)
             yield dict(zip(SETTINGS, values, strict=True))
@@ -222,21 +229,64 @@ def counted(
         **own,
         "hysteresis": count(walk(masks, trace, first, 1, MARGIN)),
         "ahead": foreseen(masks, trace, first),
-        "imagenet": {
-            str(step): {
-                **count(walk(masks[1:], _later(trace), IMAGENET, step)),
-                "hysteresis": count(
-                    walk(masks[1:], _later(trace), IMAGENET, step, MARGIN)
-                )["combinations"],
-            }
-            for step in COUNTED
-        },
+        "imagenet": on_imagenet(masks, trace),
     }
 
 
-def _later(trace: Sequence[tuple]) -> list[tuple]:
-    """The strides of all layers but the first."""
-    return [(strides[1:], smoothness) for strides, smoothness in trace]
+def on_imagenet(
+    masks: Sequence[Any], trace: Sequence[tuple]
+) -> dict[str, dict[str, int]]:
+    """Counts what the strides of all layers but the first are to ResNet-18."""
+    later = [(strides[1:], smoothness) for strides, smoothness in trace]
+    found = {}
+    for step in COUNTED:
+        found[str(step)] = count(walk(masks[1:], later, IMAGENET, step))
+        held = count(walk(masks[1:], later, IMAGENET, step, MARGIN))
+        found[str(step)]["hysteresis"] = held["combinations"]
+    return found
+
+
+def runs_by_epoch() -> list[dict[str, Any]]:
+    """Counts in committed runs, whose strides went straight in an epoch."""
+    rows = []
+    for run in read_runs([EPOCHS]):
+        layers = (run["summary"] or {}).get("pooling", [])
+        if not any(layer["learned"] for layer in layers):
+            continue
+        masks = [
+            LowPass(layer["smoothness_factor"], layer["ramp"])
+            for layer in layers
+        ]
+        ends = [[np.float32(layer["initial"]) for layer in layers]] + [
+            [
+                np.float32(
+                    [row[f"stride/{layer['name']}/{axis}"] for axis in AXES[2]]
+                )
+                for layer in layers
+            ]
+            for row in run["epochs"]
+        ]
+        trace = [
+            (
+                [
+                    a + np.float32(far) * (b - a)
+                    for a, b in zip(*two, strict=True)
+                ],
+                masks[0].smoothness,
+            )
+            for two in itertools.pairwise(ends)
+            for far in np.arange(BETWEEN) / BETWEEN
+        ]
+        rows.append(
+            {
+                "ramp": masks[0].ramp,
+                "mode": f"{len(run['epochs'])} epochs",
+                "size_step": 1,
+                **count(walk(masks, trace, layers[0]["input_size"], 1)),
+                "imagenet": on_imagenet(masks, trace),
+            }
+        )
+    return rows
 
 
 def walk(
@@ -321,7 +371,7 @@ def compilations() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        for ramp, stride in (("outer", 2.0), ("inner", 2.0), ("inner", 1.5)):
+        for ramp, stride in (("outer", 2.0), ("inner", 1.5)):
             row = {"ramp": ramp, "stride": stride}
             for name in ("new", "cached"):
                 row[name] = _compile(ramp, stride)
@@ -383,7 +433,10 @@ def _compile(ramp: str, stride: float) -> dict[str, float]:
 
 def tables(results: dict[str, Any]) -> str:
     """Lays out the content of a results file as Markdown."""
-    parts = [runs_table(results["runs"]), imagenet_table(results["runs"])]
+    parts = [
+        runs_table(results["runs"]),
+        imagenet_table(results["runs"] + results["epochs"]),
+    ]
     if "compilations" in results:
         parts.append(compile_table(results["compilations"]["rows"]))
     return "\n\n".join(parts)
@@ -415,7 +468,8 @@ def runs_table(runs: Sequence[dict]) -> str:
 def imagenet_table(runs: Sequence[dict]) -> str:
     """What the strides of these runs are to ResNet-18, and may cost."""
     rows = []
-    for ramp, mode in itertools.product(RAMPS, MODES):
+    modes = dict.fromkeys(run["mode"] for run in runs)
+    for ramp, mode in itertools.product(RAMPS, modes):
         found = _those(runs, ramp=ramp, mode=mode, size_step=1)
         if not found:
             continue
@@ -465,7 +519,7 @@ def _mean(runs: Sequence[dict], key: str) -> float:
 
 
 def _read_results(path: pathlib.Path) -> Any:
-    return read_json(path, {"runs": [dict]}, "Move it away")
+    return read_json(path, {"runs": [dict], "epochs": [dict]}, "Move it away")
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
