@@ -7,7 +7,7 @@
         --output=results/compilations.json
     python scripts/benchmarks/compilations.py --table results/compilations.json
 
-The tables are those of `docs/performance.md`. On TensorFlow, whose sizes are
+The tables are those of `docs/scale.md`. On TensorFlow, whose sizes are
 dynamic, small networks are trained, and the sizes of each step are noted; what
 has been trained is not trained again. On JAX a step of ResNet-18 on images of
 224 x 224 is compiled, without being run. Trainings take about ten minutes on
@@ -15,7 +15,6 @@ two cores, compilations three.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,6 +30,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from timing import BACKEND, measured_on  # noqa: E402
+from walks import (  # noqa: E402
+    COUNTED,
+    MARGIN,
+    count,
+    foreseen,
+    on_imagenet,
+    runs_by_epoch,
+    walk,
+)
 
 import diffstride  # noqa: E402
 from diffstride import resnet  # noqa: E402
@@ -42,31 +50,22 @@ from diffstride.files import (  # noqa: E402
     replace_text,
 )
 from diffstride.formatting import markdown  # noqa: E402
-from diffstride.masks import RAMPS, LowPass  # noqa: E402
-from diffstride.profiling import AXES, learned_in_order  # noqa: E402
-from diffstride.runs import read_runs  # noqa: E402
+from diffstride.masks import RAMPS  # noqa: E402
+from diffstride.profiling import learned_in_order  # noqa: E402
 from diffstride.static import Retracer  # noqa: E402
 
 MODES = ("plain", "schedule", "budget")
 STEPS = (1, 4)  # Trained with.
-COUNTED = (1, 4, 8)  # What the strides of the former would come to.
-SETTINGS = ("data", "ramp", "mode", "size_step", "seed")
-# Data: arguments of `load_datasets`, epochs, seeds.
+SETTINGS = ("data", "ramp", "mode", "size_step")
+# Data: arguments of `load_datasets`, and epochs.
 DATA = {
-    "digits": ({"batch_size": 64, "image_size": 16}, 15, (0,)),
-    "fashion_mnist": ({"train_split": "train[:12000]"}, 3, (0,)),
+    "digits": ({"batch_size": 64, "image_size": 16}, 15),
+    "fashion_mnist": ({"train_split": "train[:12000]"}, 3),
 }
 STRIDES = (1, 2, 2, 2)
-# What ResNet-18 gives to its three learned layers, on images of 224 x 224.
-IMAGENET = (56, 56)
 IMAGENET_IMAGES = 90 * 1_281_167
 THROUGHPUTS = (2_500, 25_000)  # Images a second.
 SHARE = 0.05  # Of a run, that compiling may take.
-# Runs that are there already, with their strides at the end of each epoch.
-EPOCHS = pathlib.Path(__file__).parents[2] / "results" / "longer.jsonl"
-BETWEEN = 50  # Places that are looked at between two of them.
-MARGIN = 0.02  # Of a stride, before hysteresis lets a map become smaller.
-LEAD = 20  # Steps that a compilation takes, to be ahead of.
 
 
 def main(argv: list[str]) -> int:
@@ -96,23 +95,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def plan() -> Iterator[dict[str, Any]]:
-    """Yields the settings of all trainings."""
-    for data, (_, _, seeds) in DATA.items():
-        for seed, step, mode, ramp in itertools.product(
-            seeds, STEPS, MODES, RAMPS
-        ):
-            values = (data, ramp, mode, step, seed)
-            yield dict(zip(SETTINGS, values, strict=True))
-
-
 def train_all(
     runs: list[dict[str, Any]], data_dir: str | None, keep: Callable
 ) -> None:
     """Makes the runs that are not there, and keeps each at once."""
-    done = [{key: run[key] for key in SETTINGS} for run in runs]
-    for settings in plan():
-        if settings not in done:
+    done = [tuple(run[key] for key in SETTINGS) for run in runs]
+    for step, data, mode, ramp in itertools.product(STEPS, DATA, MODES, RAMPS):
+        values = (data, ramp, mode, step)
+        if values not in done:
+            settings = dict(zip(SETTINGS, values, strict=True))
             runs.append({**settings, **train(data_dir, **settings)})
             keep()
 
@@ -140,15 +131,14 @@ def train(
     ramp: str,
     mode: str,
     size_step: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Trains a small network, and says which sizes occurred."""
     from diffstride.data import load_datasets
 
     begin = time.perf_counter()
-    options, epochs, _ = DATA[data]
-    datasets = load_datasets(data, data_dir=data_dir, seed=seed, **options)
-    keras.utils.set_random_seed(seed)
+    options, epochs = DATA[data]
+    datasets = load_datasets(data, data_dir=data_dir, **options)
+    keras.utils.set_random_seed(0)
     model = network(ramp, mode, size_step, datasets.num_classes)
     model.build((None, *datasets.image_shape))
     decay = keras.optimizers.schedules.CosineDecay(
@@ -233,136 +223,6 @@ def counted(
     }
 
 
-def on_imagenet(
-    masks: Sequence[Any], trace: Sequence[tuple]
-) -> dict[str, dict[str, int]]:
-    """Counts what the strides of all layers but the first are to ResNet-18."""
-    later = [(strides[1:], smoothness) for strides, smoothness in trace]
-    found = {}
-    for step in COUNTED:
-        found[str(step)] = count(walk(masks[1:], later, IMAGENET, step))
-        held = count(walk(masks[1:], later, IMAGENET, step, MARGIN))
-        found[str(step)]["hysteresis"] = held["combinations"]
-    return found
-
-
-def runs_by_epoch() -> list[dict[str, Any]]:
-    """Counts in committed runs, whose strides went straight in an epoch."""
-    rows = []
-    for run in read_runs([EPOCHS]):
-        layers = (run["summary"] or {}).get("pooling", [])
-        if not any(layer["learned"] for layer in layers):
-            continue
-        masks = [
-            LowPass(layer["smoothness_factor"], layer["ramp"])
-            for layer in layers
-        ]
-        ends = [[np.float32(layer["initial"]) for layer in layers]] + [
-            [
-                np.float32(
-                    [row[f"stride/{layer['name']}/{axis}"] for axis in AXES[2]]
-                )
-                for layer in layers
-            ]
-            for row in run["epochs"]
-        ]
-        trace = [
-            (
-                [
-                    a + np.float32(far) * (b - a)
-                    for a, b in zip(*two, strict=True)
-                ],
-                masks[0].smoothness,
-            )
-            for two in itertools.pairwise(ends)
-            for far in np.arange(BETWEEN) / BETWEEN
-        ]
-        rows.append(
-            {
-                "ramp": masks[0].ramp,
-                "mode": f"{len(run['epochs'])} epochs",
-                "size_step": 1,
-                **count(walk(masks, trace, layers[0]["input_size"], 1)),
-                "imagenet": on_imagenet(masks, trace),
-            }
-        )
-    return rows
-
-
-def walk(
-    masks: Sequence[Any],
-    trace: Sequence[tuple],
-    first: tuple,
-    size_step: int,
-    margin: float = 0.0,
-) -> list[tuple]:
-    """Returns the sizes of all maps at each step.
-
-    With a `margin` a map that could be smaller stays as it is until it could be
-    at strides smaller by this share.
-    """
-    held: list[Any] = [None] * len(masks)
-    walked = []
-    for strides, smoothness in trace:
-        sizes = first
-        for place, (mask, value) in enumerate(zip(masks, strides, strict=True)):
-            mask = dataclasses.replace(
-                mask, smoothness=smoothness, size_step=size_step
-            )
-            now = mask.output_sizes(sizes, value)
-            if margin and held[place]:
-                least = mask.output_sizes(sizes, value * (1 - margin))
-                # No larger than the input, which may have become smaller.
-                now = tuple(
-                    low
-                    if before < low or before > size or bound < before
-                    else before
-                    for low, bound, before, size in zip(
-                        now, least, held[place], sizes, strict=True
-                    )
-                )
-            held[place] = sizes = now
-        walked.append(tuple(held))
-    return walked
-
-
-def count(walked: Sequence[tuple]) -> dict[str, int]:
-    """Counts what occurred, and how often it changed."""
-    changes = sum(a != b for a, b in itertools.pairwise(walked))
-    return {"combinations": len(set(walked)), "changes": changes}
-
-
-def foreseen(
-    masks: Sequence[Any], trace: Sequence[tuple], first: tuple
-) -> dict[str, int]:
-    """Counts what a compiler in the background would have known in time.
-
-    Every `LEAD` steps the way that strides took since is drawn out twice as
-    far, and all combinations on it are compiled, which takes `LEAD` steps.
-    """
-    walked = walk(masks, trace, first, 1)
-    ready: dict[tuple, int] = {}
-    for now in range(LEAD, len(trace), LEAD):
-        (before, _), (after, smoothness) = trace[now - LEAD], trace[now]
-        drawn = [
-            (
-                [
-                    np.maximum(b + far * (b - a), 1).astype(b.dtype)
-                    for a, b in zip(before, after, strict=True)
-                ],
-                smoothness,
-            )
-            for far in np.linspace(0, 2, 11)
-        ]
-        for sizes in walk(masks, drawn, first, 1):
-            ready.setdefault(sizes, now + LEAD)
-    new = {sizes: walked.index(sizes) for sizes in set(walked[1:])}
-    new.pop(walked[0], None)
-    hits = sum(ready.get(sizes, len(walked)) <= at for sizes, at in new.items())
-    wasted = len(ready.keys() - set(walked))
-    return {"new": len(new), "hits": hits, "wasted": wasted}
-
-
 def compilations() -> dict[str, Any]:
     """Compiles steps of ResNet-18 on JAX, anew and out of a cache on disk."""
     import jax
@@ -443,26 +303,25 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def runs_table(runs: Sequence[dict]) -> str:
-    """Combinations, changes and accuracy by step of sizes."""
+    """Combinations, changes, accuracy and cost by step of sizes."""
     rows = []
     for data, ramp, mode in itertools.product(DATA, RAMPS, MODES):
-        cells = [data, ramp, mode]
-        for step in STEPS:
-            found = _those(
-                runs, data=data, ramp=ramp, mode=mode, size_step=step
-            )
-            if not found:
-                cells.append("-")
-                continue
-            cells.append(
-                f"{_mean(found, 'combinations'):.0f} / "
-                f"{_mean(found, 'changes'):.0f}, "
-                f"{100 * _mean(found, 'accuracy'):.1f} %, "
-                f"{_mean(found, 'macs') / 1e6:.2f} M"
-            )
-        rows.append(cells)
-    header = ["data", "ramp", "training"]
-    return markdown([*header, *(f"`size_step={n}`" for n in STEPS)], rows)
+        these = {"data": data, "ramp": ramp, "mode": mode}
+        found = {run["size_step"]: run for run in _those(runs, **these)}
+        if not found:
+            continue
+        cells = [
+            f"{run['combinations']} / {run['changes']}, "
+            f"{100 * run['accuracy']:.1f} %, {run['macs'] / 1e6:.2f} M"
+            for run in map(found.get, STEPS)
+            if run
+        ]
+        held = found[1]["hysteresis"]
+        cells.insert(1, f"{held['combinations']} / {held['changes']}")
+        rows.append([*these.values(), *cells, *["-"] * (3 - len(cells))])
+    steps = [f"`size_step={n}`" for n in STEPS]
+    steps.insert(1, "hysteresis")
+    return markdown(["data", "ramp", "training", *steps], rows)
 
 
 def imagenet_table(runs: Sequence[dict]) -> str:
@@ -512,10 +371,6 @@ def compile_table(rows: Sequence[dict]) -> str:
 
 def _those(runs: Sequence[dict], **settings: Any) -> list[dict]:
     return [run for run in runs if settings.items() <= run.items()]
-
-
-def _mean(runs: Sequence[dict], key: str) -> float:
-    return float(np.mean([run[key] for run in runs]))
 
 
 def _read_results(path: pathlib.Path) -> Any:
