@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         keep()
     else:
         results["environment"] = measured_on()
-        results["epochs"] = runs_by_epoch()
+        results["epochs"] = results["epochs"] or runs_by_epoch()
         train_all(results["runs"], arguments.data_dir, keep)
     print(tables(results))
     return 0
