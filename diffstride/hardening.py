@@ -152,6 +152,8 @@ def _spectral_plan(calls: Sequence[Call]) -> Plan:
         exact = np.array(state.input_size) / state.output_size
         exact = exact * (1 - 1e-6 if down else 1 + 1e-6)
         strides = tuple(np.maximum(exact, 1.0).tolist())
+        if _hard_in_steps(layer):
+            strides = state.strides
         plan[id(layer)] = _Step(state, strides, state.output_size)
     return plan
 
@@ -276,7 +278,7 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
         if id(source) in plan:
             layer.strides = plan[id(source)].strides
             layer.smoothness_factor = 0.0
-            if layer.ramp == "inner":
+            if layer.ramp == "inner" and not _hard_in_steps(source):
                 layer.ramp = "outer"
             layer.final_smoothness_factor = None
             layer.shared_stride = False
@@ -287,6 +289,15 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
         if not isinstance(layer, BaseDiffStride):
             copy_weights(source, layer)
     return hardened
+
+
+def _hard_in_steps(layer: BaseSpectralPooling) -> bool:
+    """Whether a mask is hard as it is, and may hold less than its map does."""
+    return (
+        isinstance(layer, BaseDiffStride)
+        and layer.size_step > 1
+        and layer.current_smoothness == 0
+    )
 
 
 def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:

@@ -23,9 +23,11 @@ Sizes are for even inputs and never exceed the input's; odd ones stay odd
 that it computes forward the fixed spectral pooling of the same stride. Where
 parity need not stay, sizes are the least that hold what has a weight:
 `ceil(2 T + 2 R)`, `ceil(2 T)` and `size // S`. The outer ramp's `-k` takes the
-weight of `k - 1` then where the output is even. No ramp
-attenuates k = 0. In `outer`, as released, T has no gradient at `size/S < 2`, in
-the others it keeps that of `size/(2 S)`, so that a stride can come back.
+weight of `k - 1` then where the output is even. In steps, sizes are the next
+ones that are allowed, for the same masks; `straight_through` keeps what they
+hold. No ramp attenuates k = 0. In `outer`, as released, T has no gradient at
+`size/S < 2`, in the others it keeps that of `size/(2 S)`, so that a stride can
+come back.
 
 References:
     - Riad et al., "Learning Strides in Convolutional Neural Networks", 2022.
@@ -82,6 +84,7 @@ class LowPass:
             they keep that of the input, and the mask is the same.
         widest: largest smoothness there will be, where it changes.
         keep_parity: whether even sizes stay even, and odd ones odd.
+        size_step: what output sizes are multiples of; see `in_steps`.
     """
 
     smoothness: Any = 4.0
@@ -91,6 +94,7 @@ class LowPass:
     cropping: bool = True
     widest: float | None = None
     keep_parity: bool = True
+    size_step: int = 1
 
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes.
@@ -177,18 +181,28 @@ class LowPass:
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
         last = len(sizes) - 1
         return tuple(
-            learned_size(
+            self._in_steps(
                 size,
-                stride,
-                self.smoothness,
-                self.ramp,
-                two_sided=axis < last,
-                keep_parity=self.keep_parity,
+                learned_size(
+                    size,
+                    stride,
+                    self.smoothness,
+                    self.ramp,
+                    two_sided=axis < last,
+                    keep_parity=self.keep_parity,
+                ),
             )
             for axis, (size, stride) in enumerate(
                 zip(sizes, _each(used, sizes), strict=True)
             )
         )
+
+    def _in_steps(self, size: Size, output_size: Size) -> Size:
+        step, first = self.size_step, 0
+        if self.keep_parity and step > 1:
+            step = math.lcm(step, 2)
+            first = 0 if self.ramp == "straight_through" else size % 2
+        return in_steps(size, output_size, step, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +221,11 @@ class CosineLowPass(LowPass):
 
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
         return tuple(
-            learned_size(2 * size, stride, self.smoothness, self.ramp) // 2
+            in_steps(
+                size,
+                learned_size(2 * size, stride, self.smoothness, self.ramp) // 2,
+                self.size_step,
+            )
             for size, stride in zip(sizes, _each(used, sizes), strict=True)
         )
 
@@ -304,6 +322,17 @@ def learned_size(
     return to_size(ops.minimum(bins, size))
 
 
+def in_steps(size: Size, output_size: Size, step: int, first: Any = 0) -> Size:
+    """Rounds an output size up to the next one of `first + n * step`.
+
+    It stays at most `size`, that of the input.
+    """
+    if step == 1:
+        return output_size
+    whole = (output_size - first + step - 1) // step * step + first
+    return to_size(ops_for(size, output_size).minimum(whole, size))
+
+
 def learned_band(
     size: Size,
     output_size: Size,
@@ -317,8 +346,8 @@ def learned_band(
     """Mask along one axis, with the gradient of the stride in force.
 
     The stride sets the dtype. Where the smoothness is 0 the mask is hard and
-    the stride has no gradient. `output_size` is what `learned_size` gives;
-    without cropping the mask is the same, and the size is that of the input.
+    the stride has no gradient. `output_size` is what `learned_size` gives, or
+    more; without cropping the mask is the same, and the size the input's.
     """
     ops = ops_for(size, output_size, stride)
     dtype = stride.dtype

@@ -99,6 +99,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         frozen: bool = False,
         final_smoothness_factor: float | None = None,
         keep_parity: bool = True,
+        size_step: int = 1,
         **kwargs: Any,
     ):
         super().__init__(
@@ -129,6 +130,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         self.cropping = arguments.boolean("cropping", cropping)
         self.ramp = arguments.choice("ramp", ramp, RAMPS)
         self.keep_parity = arguments.boolean("keep_parity", keep_parity)
+        self.size_step = arguments.integer("size_step", size_step)
         self.final_smoothness_factor = final_smoothness_factor
         self.current_smoothness = self.smoothness_factor
         self.supports_jit = self.compiles()
@@ -155,6 +157,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             "ramp": self.ramp,
             "final_smoothness_factor": self.final_smoothness_factor,
             "keep_parity": self.keep_parity,
+            "size_step": self.size_step,
         }
 
     def freeze(self) -> None:
@@ -222,6 +225,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             self.cropping,
             self.smoothness_factor,
             self.keep_parity,
+            self.size_step,
         )
 
     @property
@@ -300,6 +304,12 @@ class DiffStride(BaseDiffStride):
             released. If not, sizes change one by one, which matters to small
             maps; with the inner ramp, or a smoothness of 0, they are then
             `ceil(size / stride)`, those of strided convolutions.
+        size_step: an integer >= 1. Output sizes are rounded up to a multiple of
+            it (to an even one where parity is kept, from an odd size to one
+            more), at most to the size of the input, so that fewer sizes occur
+            and less is compiled. The masks of `"outer"` and `"inner"` stay as
+            they are, and maps have more samples; `"straight_through"` crops to
+            the size. A map no larger than the step keeps its size.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:

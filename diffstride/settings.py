@@ -68,6 +68,10 @@ PARAMETERS = {
         "pooling.DiffStride.final_smoothness_factor",
         "pooling.DCTDiffStride.final_smoothness_factor",
     ],
+    "size_step": [
+        "pooling.DiffStride.size_step",
+        "pooling.DCTDiffStride.size_step",
+    ],
     "placement": ["resnet.Resnet.pooling_placement"],
     BUDGET: ["train.train.budget"],
     "harden": ["train.train.harden_to"],

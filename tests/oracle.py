@@ -21,6 +21,7 @@ def diffstride(
     ramp="outer",
     held=None,
     keep_parity=True,
+    size_step=1,
 ):
     """DiffStride of `x`, (batch, channels, *spatial).
 
@@ -44,22 +45,36 @@ def diffstride(
     strides = in_force(strides)
     held = strides if held is None else in_force(held)
     weights, new_sizes = [], []
+
+    def in_steps(size, new_size):
+        step, first = size_step, 0
+        if step == 1:
+            return new_size
+        if keep_parity:
+            step += step if step % 2 else 0
+            first = 0 if ramp == "straight_through" else size % 2
+        return min(
+            n for n in [*range(first, size, step), size] if n >= new_size
+        )
+
     for axis, size in enumerate(sizes):
         last = axis == len(sizes) - 1
         f = _frequencies(size, last)
         stride = strides[axis]
         if ramp == "outer":
-            new_size = _least_size(size, stride, 2 * smoothness)
+            new_size = in_steps(size, _least_size(size, stride, 2 * smoothness))
             even = (size if keep_parity else new_size) % 2 == 0
             mask = _outer(f, size, stride, smoothness, last, even)
             if keep_parity:
-                new_size = _size_of(mask, size, last)
+                new_size = in_steps(size, _size_of(mask, size, last))
         elif ramp == "inner":
             mask = _inner(f, size, stride, smoothness)
             of = _next_size if keep_parity else _least_size
-            new_size = of(size, stride)
+            new_size = in_steps(size, of(size, stride))
         else:
-            new_size = _fixed_size(size, held[axis], last or not keep_parity)
+            new_size = in_steps(
+                size, _fixed_size(size, held[axis], last or not keep_parity)
+            )
             mask = _kept(f, new_size, last).astype("float64")
             if smoothness:
                 width = max(smoothness, 1.0)

@@ -132,23 +132,31 @@ class TestGradients:
 
     @pytest.mark.parametrize("cropping", [True, False])
     @pytest.mark.parametrize("ramp", RAMPS)
-    def test_where_sizes_of_any_parity_come_out(self, ramp, cropping):
-        sizes = ((16, 16), (15, 20), (9, 7), (21,), (9, 10, 13))
-        for size in sizes[3:] if JAX else sizes:
+    @pytest.mark.parametrize(
+        "keep_parity, size_step", [(False, 1), (False, 3), (True, 4)]
+    )
+    def test_where_sizes_are_rounded_otherwise(
+        self, ramp, cropping, keep_parity, size_step
+    ):
+        sizes = ((16, 16), (9, 7), (15, 20), (21,), (9, 10, 13))
+        if size_step > 1:
+            sizes = sizes[3:4] if JAX else sizes[2:]
+        for size in sizes[3:] if JAX and size_step == 1 else sizes:
             options = {
                 "smoothness": 1.25,
                 "cropping": cropping,
                 "ramp": ramp,
-                "keep_parity": False,
+                "keep_parity": keep_parity,
+                "size_step": size_step,
             }
             for factor in (1.0, 0.88):
                 strides = [factor * s for s in STRIDES[len(size)]]
                 x = images(2, 2, *size)
                 expected = oracle.diffstride(x, strides, **options)
                 cotangent = images(*expected.shape, seed=1)
-                layer = LEARNED[len(size)](
-                    strides, 1.25, cropping, ramp=ramp, keep_parity=False
-                )
+                learned = {**options, "smoothness_factor": 1.25}
+                del learned["smoothness"]
+                layer = LEARNED[len(size)](strides, **learned)
                 assert relative_error(apply(layer, x), expected) < 1e-5
                 np.testing.assert_allclose(
                     gradients(layer, x, cotangent)[2],

@@ -1,10 +1,16 @@
 """What is written of the results is what the committed runs say."""
 
+import json
 import pathlib
 import re
 
+import keras
+import numpy as np
 import pytest
+from models import small_resnet
+from scripts_alone import script
 
+from diffstride.profiling import learned_in_order, pooling_states, profile
 from diffstride.report.page import head
 from diffstride.report.study import study
 from diffstride.runs import read_runs
@@ -63,3 +69,57 @@ def test_each_figure_and_its_command_are_there(path):
         folder = pathlib.PurePath(picture).parent
         if folder.parent.name == "results":
             assert f"--output={folder}" in (ROOT / "RESULTS.md").read_text()
+
+
+def test_combinations_of_sizes():
+    compilations = script("compilations")
+    path = ROOT / "results" / "compilations.json"
+    results = json.loads(path.read_text())
+    page = (ROOT / "docs" / "scale.md").read_text()
+    shown = tables(page)
+    made = compilations.tables(results)
+    assert len(shown) == 3 and all(each.strip() in made for each in shown)
+    runs = results["runs"] + results["epochs"]
+    released = [run for run in runs if run["size_step"] == 1]
+    counts = {
+        step: compilations.most(released, str(step))
+        for step in compilations.COUNTED
+    }
+    words = " ".join(page.split())
+    images = 90 * 1_281_167
+    for throughput in (2_500, 25_000):
+        seconds = images / throughput
+        hours = f"{seconds / 3600:.1f} hours at {throughput:,} images a second"
+        assert hours in words
+        for step, count in counts.items():
+            allowed = f"{0.05 * seconds / count:.0f} s at `size_step={step}`"
+            assert allowed in words
+    foreseen = [run["ahead"] for run in results["runs"] if "ahead" in run]
+    new, hits, wasted = (
+        sum(each[key] for each in foreseen) for key in ("new", "hits", "wasted")
+    )
+    assert f"{hits} of {new} new combinations in time, and {wasted}" in words
+
+
+def test_sizes_that_are_counted_are_those_of_a_network():
+    walks = script("walks")
+    model = small_resnet((1, 2, 2), num_layers=1, ramp="inner")
+    layers = learned_in_order(model)
+    for layer, strides in zip(
+        layers, ([1.2, 1.9], [1.4, 2.3], [1.7, 1.1]), strict=True
+    ):
+        layer.stride_weights.assign(strides)
+    step = [keras.ops.convert_to_numpy(each.stride_weights) for each in layers]
+    masks = [layer.low_pass for layer in layers]
+    (sizes,) = walks.walk(masks, [(step, 1.0)], (28, 28), 1)
+    states = pooling_states(profile(model))
+    assert list(sizes) == [state.output_size for state in states]
+    # A stride that goes to and fro at an edge, and one that leaves it.
+    trace = [([np.float32([s, s])], 1.0) for s in (2.01, 1.99, 2.01, 2.5)]
+    first = (28, 28)
+    assert walks.count(walks.walk(masks[:1], trace, first, 1)) == {
+        "combinations": 3,
+        "changes": 3,
+    }
+    held = walks.walk(masks[:1], trace, first, 1, margin=0.02)
+    assert [size for ((size, _),) in held] == [14, 16, 16, 12]

@@ -96,6 +96,8 @@ class TestCompilations:
                 losses.append(float(model.train_on_batch(x, y)))
                 assert eager is None or abs(losses[-1] - eager) < 1e-4
                 step += 1
+        if static:  # What is counted is what happens.
+            assert model.train_function.compiled == len(traced)
         return losses, sizes, traced, sorted(set(compiled))
 
     @not_torch
