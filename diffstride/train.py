@@ -457,7 +457,9 @@ def _compiled(
         loss=keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=label_smoothing
         ),
-        metrics=["accuracy"],
+        # By its name it would be made in the first step, which TensorFlow would
+        # then trace again.
+        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
         jit_compile=True if jit_compile else "auto",
     )
     optimizer.build(model.trainable_variables)
