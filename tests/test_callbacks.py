@@ -56,10 +56,6 @@ def test_weights_must_stay_finite(tmp_path):
     assert not backup.path.exists()
 
 
-def test_finite_weights_are_no_reason_to_stop():
-    fit(dense(), [StopOnNonFiniteLoss()])
-
-
 def test_steps_are_counted_over_restarts(tmp_path):
     backup = Backup(tmp_path, steps_per_epoch=3)
     fit(dense(), [backup], epochs=2)
