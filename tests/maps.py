@@ -19,8 +19,9 @@ from diffstride import (
 )
 
 BACKEND = keras.backend.backend()
-# JAX compiles for each size anew: it is given fewer of them.
-JAX = BACKEND == "jax"
+# JAX compiles for each size anew: it is given fewer of them. Torch is fastest
+# at what is called once, and has them all.
+JAX, TORCH = BACKEND == "jax", BACKEND == "torch"
 FORMATS = ("channels_last", "channels_first")
 LEARNED = {1: DiffStride1D, 2: DiffStride, 3: DiffStride3D}
 FIXED = {

@@ -897,6 +897,8 @@ def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
         "resnet.Resnet.filters = [4, 4, 8, 8]",
         "networks.densenet.num_layers = 1",
     ]
+    if name == "digits_budget.gin":
+        bindings.append("train.budget = 100000")
     config.load([name], bindings)
     mocked(gin.query_parameter("data.load_datasets.name"), train=32, test=16)
     summary = config.run_training(config_fn=config.operative)
