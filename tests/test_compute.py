@@ -75,6 +75,7 @@ def test_macs_at_other_strides_are_those_of_model_cost(make):
         assert told == model_cost(model).macs
 
 
+@on_the_host
 def test_nothing_of_the_model_changes():
     model = network()
     before = model.get_weights()
@@ -84,6 +85,7 @@ def test_nothing_of_the_model_changes():
     assert all(layer.cached is None for layer in model.pooling_layers)
 
 
+@on_the_host
 def test_shares_fall_with_depth_and_towers_have_their_own():
     chain = ComputeModel(network())
     shares = chain.shares(chain.strides())
@@ -113,6 +115,7 @@ def test_projection_meets_a_budget_from_any_start(ramp, start):
             assert (value >= 1).all()
 
 
+@on_the_host
 def test_within_the_tolerance_nothing_moves():
     compute = ComputeModel(network())
     strides = compute.strides()
@@ -196,6 +199,7 @@ def test_relative_is_to_the_initial_strides():
     assert add_compute_budget(model, relative=0.5).macs == 0.5 * macs
 
 
+@on_the_host
 @pytest.mark.parametrize(
     "budget, expected",
     [
@@ -214,6 +218,7 @@ def test_a_budget_that_cannot_be_met(budget, expected):
     assert "\n" not in str(error.value)
 
 
+@on_the_host
 def test_a_model_without_learned_strides_is_refused():
     frozen = diffstride.freeze(network())
     with pytest.raises(ValueError, match="DiffStride layers"):
@@ -266,6 +271,7 @@ def test_own_shares_are_what_a_size_costs():
     assert growth == pytest.approx(3 * shares[1], rel=0.3)
 
 
+@on_the_host
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):

@@ -331,6 +331,8 @@ class TestKerasBehaviour(testing.TestCase):
                 expected_num_trainable_weights=0,
                 expected_num_non_trainable_weights=1,
                 supports_masking=False,
+                run_mixed_precision_check=not JAX,
+                run_training_check=not JAX,
             )
 
     @pytest.mark.skipif(

@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 from event_files import scalars
+from models import Probe
 
 from diffstride import (
     DiffStride,
@@ -1029,6 +1030,16 @@ for devices, workdir, num_epochs in json.loads(sys.argv[2]):
         stride_cost_weight=0.1,
     )
 """
+
+
+def test_a_step_is_traced_once():
+    traced = []
+    layers = [keras.Input((4,)), Probe(traced.append), keras.layers.Dense(2)]
+    model = keras.Sequential(layers)
+    train._compiled(model, keras.optimizers.SGD, 0.0, False)
+    traced.clear()
+    model.fit(np.zeros((8, 4)), np.zeros((8, 2)), batch_size=4, verbose=0)
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("compiled", [True, False])
