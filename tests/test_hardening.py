@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from maps import JAX
+from maps import TORCH
 from models import small_resnet
 
 from diffstride import (
@@ -33,8 +33,8 @@ def network(strides=(1.2, 2.3, 2.6), **arguments):
     return small_resnet(strides, **{"num_layers": 1, **arguments})
 
 
-# Graphs are made alike on all backends, and JAX compiles each operation.
-not_jax = pytest.mark.skipif(JAX, reason="slow on JAX, and the same there")
+# Graphs are made alike on all backends, fastest on torch.
+only_torch = pytest.mark.skipif(not TORCH, reason="the same on all backends")
 
 
 def output(model, images=IMAGES):
@@ -45,7 +45,7 @@ def sizes(model):
     return [state.output_size for state in pooling_states(profile(model))]
 
 
-@not_jax
+@only_torch
 @pytest.mark.parametrize(
     "ramp, shape",
     [
@@ -64,7 +64,7 @@ def test_spectral_keeps_the_sizes(ramp, shape):
     assert sizes(freeze(hardened)) == sizes(model)
 
 
-@not_jax
+@only_torch
 def test_spectral_is_exact_once_masks_are_hard():
     model = network(final_smoothness_factor=0.0)
     for layer in model.pooling_layers:
@@ -119,7 +119,7 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
     assert last == (7, 7)
 
 
-@not_jax
+@only_torch
 def test_integer_strides_stay_within_a_budget():
     model = network((1.4, 1.6, 2.6), placement="before")
     costs = []
@@ -148,7 +148,7 @@ def test_of_strides_to_one_size_the_smallest(size, learned, expected):
     assert {*_candidates(size, learned)} == expected
 
 
-@not_jax
+@only_torch
 def test_plain_networks_train_and_load_without_this_package(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     for to in ("strided", "pooled"):
@@ -205,7 +205,7 @@ def test_a_graph_gets_average_pooling(rank):
     assert output(hardened, images).shape == (2, 2)
 
 
-@not_jax
+@only_torch
 @pytest.mark.parametrize(
     "make",
     [
@@ -240,7 +240,7 @@ def test_models_in_models(make):
             )
 
 
-@not_jax
+@only_torch
 def test_what_rounding_changes_is_reported(capsys):
     harden(network((1, 2.3, 2.6)), "strided")
     table = capsys.readouterr().out

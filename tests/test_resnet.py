@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from gradients import output_and_gradients, relative_error
-from maps import BACKEND, JAX, array, images
+from maps import BACKEND, JAX, TORCH, array, images
 
 from diffstride import (
     DiffStride,
@@ -36,7 +36,7 @@ from diffstride.resnet import (
 CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
 
 
-large = pytest.mark.skipif(JAX, reason="large, and the same there")
+large = pytest.mark.skipif(not TORCH, reason="large, and the same elsewhere")
 
 
 @large
