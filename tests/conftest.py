@@ -1,4 +1,6 @@
+import fcntl
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -6,13 +8,38 @@ import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that one of pytest's processes makes, for all of them.
+
+    `shared_folder(name, make)` calls `make(folder)` if no one has.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def shared(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_folder):
     """A TFDS folder that holds `digits`."""
     from diffstride import data
 
-    path = str(tmp_path_factory.mktemp("tfds"))
-    data.load_datasets("digits", data_dir=path)
-    return path
+    def make(folder):
+        data.load_datasets("digits", data_dir=str(folder))
+
+    return str(shared_folder("tfds", make))
 
 
 @pytest.fixture

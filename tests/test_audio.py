@@ -481,8 +481,8 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
                 mixup_alpha=0.3,
             ),
             lambda num_output_classes: AudioCNN(
-                [2, 3],
-                [2, (1, 2)],
+                [2],
+                [(1, 2)],
                 num_output_classes,
                 sample_rate=RATE,
                 mel_channels=8,
@@ -502,8 +502,8 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
         json.loads(line)
         for line in (tmp_path / "parts" / "metrics.jsonl").open()
     ]
-    assert "stride/block_1/pooling/time" in rows[-1]
-    assert "stride/block_2/pooling/frequency" in rows[-1]
+    for axis in ("time", "frequency"):
+        assert f"stride/block_1/pooling/{axis}" in rows[-1]
 
 
 @pytest.mark.parametrize("name", ["audio_folder.gin", "notes_multitask.gin"])

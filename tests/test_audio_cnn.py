@@ -58,8 +58,9 @@ def test_examples_of_a_batch_do_not_change_each_other():
     model = small()
     x = sounds(2)
     together = array(model(x * np.float32([[1e-4], [1]]), training=False))
-    alone = array(model(x[:1] * np.float32(1e-4), training=False))
-    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    others = array(model(x * np.float32(1e-4), training=False))
+    np.testing.assert_allclose(together[0], others[0], atol=1e-5)
+    assert not np.allclose(together[1], others[1], atol=1e-3)
 
 
 def test_outputs_are_averaged_over_windows():

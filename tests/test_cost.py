@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from maps import BACKEND, JAX
+from maps import JAX, TORCH
 
 from diffstride import (
     DiffStride,
@@ -110,7 +110,7 @@ def test_strided_resnet18_by_hand():
 
 
 @pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="slow, and counts do not know the backend"
+    not TORCH, reason="slow, and counts do not know the backend"
 )
 @pytest.mark.parametrize(
     "pooling_cls, sizes, moved, pooling",

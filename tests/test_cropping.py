@@ -5,7 +5,6 @@ import json
 import shutil
 
 import gin
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -201,16 +200,15 @@ def test_what_cannot_be_is_refused(kwargs, message, folder):
         load(folder, **kwargs)
 
 
-def test_the_config_for_imagenet_trains_and_resumes(folder, tmp_path):
-    def run(name, num_epochs):
-        keras.utils.clear_session()
-        gin.clear_config()
+def test_the_config_for_imagenet_trains(folder, tmp_path):
+    gin.clear_config()
+    try:
         config.load(
             ["imagenet_resnet18.gin"],
             [
-                f"train.num_epochs = {num_epochs}",
+                "train.num_epochs = 1",
                 "train.deterministic = False",
-                f"train.workdir = '{tmp_path / name}'",
+                f"train.workdir = '{tmp_path / 'run'}'",
                 "data.load_datasets.name = 'jpegs'",
                 f"data.load_datasets.data_dir = '{folder}'",
                 "data.load_datasets.batch_size = 8",
@@ -221,19 +219,8 @@ def test_the_config_for_imagenet_trains_and_resumes(folder, tmp_path):
                 "resnet.resnet18.num_layers = 1",
             ],
         )
-        config.run_training(
-            config_fn=config.operative, differing_fn=config.differing
-        )
-        gin.clear_config()
-        model = keras.models.load_model(tmp_path / name / "model.keras")
-        return [np.array(each) for each in model.weights]
-
-    try:
-        whole = run("whole", 2)
-        run("resumed", 1)
-        for ours, theirs in zip(run("resumed", 2), whole, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        config.run_training(config_fn=config.operative)
     finally:
         gin.clear_config()
-    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [state["input_size"] for state in summary["pooling"]] == [[8, 8]]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from maps import BACKEND, array
+from maps import BACKEND, array, fewer
 
 from diffstride import (
     DiffStride,
@@ -59,39 +59,43 @@ class Subclassed(keras.Model):
 @slow_on_jax
 @pytest.mark.parametrize(
     "model",
-    [
-        lambda: chain(pooling(name="it"), mean(), layers.Dense(1)),
-        lambda: chain(pooling(name="it"), layers.Dropout(0.5), mean()),
-        lambda: chain(pooling(name="it"), layers.BatchNormalization(), mean()),
-        lambda: chain(pooling(name="it"), layers.Rescaling(9.0), mean()),
-        lambda: chain(pooling(name="it"), layers.Dense(3), mean()),
-        lambda: chain(pooling(name="it"), layers.Conv2D(3, 1), mean()),
-        lambda: chain(pooling(name="it", norm="backward"), mean()),
-        lambda: chain(pooling(name="it", ramp="inner"), mean()),
-        lambda: chain(pooling(name="it", ramp="straight_through"), mean()),
-        lambda: chain(pooling(name="it", cropping=False), mean()),
-        lambda: chain(
-            pooling(name="it"), layers.Lambda(lambda x: ops.sum(x, (1, 2)))
-        ),
-        lambda: chain(
-            conv(), pooling(), conv(), chain(pooling(name="it"), mean())
-        ),
-        lambda: chain(
-            DiffStride1D(2.0, 2.0, name="it"),
-            layers.GlobalAveragePooling1D(),
-            shape=(12, 1),
-        ),
-        lambda: chain(
-            pooling(name="it", stride_lr_multiplier=100.0),
-            mean(),
-            layers.Dense(2, activation="softmax"),
-        ),
-        lambda: Subclassed(
-            pooling(name="it"),
-            pooling(),
-            lambda x, y: ops.mean(x, (1, 2), keepdims=True) + y,
-        ),
-    ],
+    fewer(
+        [
+            lambda: chain(pooling(name="it"), mean(), layers.Dense(1)),
+            lambda: chain(pooling(name="it"), layers.Dropout(0.5), mean()),
+            lambda: chain(
+                pooling(name="it"), layers.BatchNormalization(), mean()
+            ),
+            lambda: chain(pooling(name="it"), layers.Rescaling(9.0), mean()),
+            lambda: chain(pooling(name="it"), layers.Dense(3), mean()),
+            lambda: chain(pooling(name="it"), layers.Conv2D(3, 1), mean()),
+            lambda: chain(pooling(name="it", norm="backward"), mean()),
+            lambda: chain(pooling(name="it", ramp="inner"), mean()),
+            lambda: chain(pooling(name="it", ramp="straight_through"), mean()),
+            lambda: chain(pooling(name="it", cropping=False), mean()),
+            lambda: chain(
+                pooling(name="it"), layers.Lambda(lambda x: ops.sum(x, (1, 2)))
+            ),
+            lambda: chain(
+                conv(), pooling(), conv(), chain(pooling(name="it"), mean())
+            ),
+            lambda: chain(
+                DiffStride1D(2.0, 2.0, name="it"),
+                layers.GlobalAveragePooling1D(),
+                shape=(12, 1),
+            ),
+            lambda: chain(
+                pooling(name="it", stride_lr_multiplier=100.0),
+                mean(),
+                layers.Dense(2, activation="softmax"),
+            ),
+            lambda: Subclassed(
+                pooling(name="it"),
+                pooling(),
+                lambda x, y: ops.mean(x, (1, 2), keepdims=True) + y,
+            ),
+        ]
+    ),
 )
 def test_strides_of_which_only_the_mean_is_taken_are_found(model):
     with pytest.warns(UserWarning, match="what follows does not depend on it"):
@@ -111,25 +115,27 @@ def zero_at_first():
 @slow_on_jax
 @pytest.mark.parametrize(
     "model",
-    [
-        lambda: chain(pooling(), conv(), mean(), layers.Dense(1)),
-        lambda: chain(pooling(), layers.ReLU(), conv(), mean()),
-        lambda: chain(pooling(), layers.GlobalMaxPooling2D()),
-        lambda: chain(pooling(), layers.Lambda(ops.square), mean()),
-        lambda: chain(
-            layers.Rescaling(1 / 255),
-            pooling(stride_lr_multiplier=1e-6),
-            conv(),
-            mean(),
-            layers.Dense(3, activation="softmax"),
-        ),
-        lambda: chain(pooling(ramp="inner"), pooling(1.5), conv(), mean()),
-        lambda: chain(
-            pooling(5.0, upper_limit_stride=4.0, ramp="inner"), conv()
-        ),
-        lambda: chain(keras.layers.ReLU(), mean()),
-        zero_at_first,
-    ],
+    fewer(
+        [
+            lambda: chain(pooling(), conv(), mean(), layers.Dense(1)),
+            lambda: chain(pooling(), layers.ReLU(), conv(), mean()),
+            lambda: chain(pooling(), layers.GlobalMaxPooling2D()),
+            lambda: chain(pooling(), layers.Lambda(ops.square), mean()),
+            lambda: chain(
+                layers.Rescaling(1 / 255),
+                pooling(stride_lr_multiplier=1e-6),
+                conv(),
+                mean(),
+                layers.Dense(3, activation="softmax"),
+            ),
+            lambda: chain(pooling(ramp="inner"), pooling(1.5), conv(), mean()),
+            lambda: chain(
+                pooling(5.0, upper_limit_stride=4.0, ramp="inner"), conv()
+            ),
+            lambda: chain(keras.layers.ReLU(), mean()),
+            zero_at_first,
+        ]
+    ),
 )
 def test_strides_that_can_be_learned_are_not_found(model, recwarn):
     assert check(model()) == []
@@ -150,22 +156,30 @@ def test_a_resnet_has_none():
 @slow_on_jax
 @pytest.mark.parametrize(
     "arguments, reason",
-    [
-        ({"frozen": True}, "frozen, or not `trainable`"),
-        ({"trainable": False}, "frozen, or not `trainable`"),
-        ({"stride_lr_multiplier": 0}, "`stride_lr_multiplier` is 0"),
-        ({"smoothness": 0}, "larger `smoothness_factor`"),
-        ({"strides": 1.0, "smoothness": 1.0}, r"\[1. 1.\] on .*\(12, 12\)"),
-        ({"strides": (1.0, 2.0), "smoothness": 1.0}, r"along axes \[0\] of"),
-        ({"strides": 8.0, "smoothness": 1.0}, "no gradient"),
-        ({"smoothness": 0, "ramp": "straight_through"}, "no gradient"),
-        (
-            {"strides": 2.4, "smoothness": 0.1, "ramp": "inner"},
-            "no gradient",
-        ),
-        ({"lower_limit_stride": 2.0, "upper_limit_stride": 2.0}, "no room"),
-        ({"strides": 1.0, "upper_limit_stride": 1.1}, r"no room .*\(12, 12\)"),
-    ],
+    fewer(
+        [
+            ({"frozen": True}, "frozen, or not `trainable`"),
+            ({"trainable": False}, "frozen, or not `trainable`"),
+            ({"stride_lr_multiplier": 0}, "`stride_lr_multiplier` is 0"),
+            ({"smoothness": 0}, "larger `smoothness_factor`"),
+            ({"strides": 1.0, "smoothness": 1.0}, r"\[1. 1.\] on .*\(12, 12\)"),
+            (
+                {"strides": (1.0, 2.0), "smoothness": 1.0},
+                r"along axes \[0\] of",
+            ),
+            ({"strides": 8.0, "smoothness": 1.0}, "no gradient"),
+            ({"smoothness": 0, "ramp": "straight_through"}, "no gradient"),
+            (
+                {"strides": 2.4, "smoothness": 0.1, "ramp": "inner"},
+                "no gradient",
+            ),
+            ({"lower_limit_stride": 2.0, "upper_limit_stride": 2.0}, "no room"),
+            (
+                {"strides": 1.0, "upper_limit_stride": 1.1},
+                r"no room .*\(12, 12\)",
+            ),
+        ]
+    ),
 )
 def test_layers_that_cannot_learn_anywhere_are_found(arguments, reason):
     model = chain(conv(), pooling(name="it", **arguments), conv(), mean())
@@ -197,41 +211,43 @@ def u_net():
 @slow_on_jax
 @pytest.mark.parametrize(
     "model, names",
-    [
-        (lambda: joined(layers.Add()), {"left", "right"}),
-        (lambda: joined(layers.Concatenate()), {"left", "right"}),
-        (lambda: joined(layers.Multiply()), {"left", "right"}),
-        (lambda: joined(layers.Average()), {"left", "right"}),
-        (lambda: joined(layers.Maximum()), {"left", "right"}),
-        (lambda: joined(ops.concatenate), {"left", "right"}),
-        (lambda: joined(lambda xs: xs[0] + xs[1]), {"left", "right"}),
-        (lambda: joined(layers.Add(), between=conv()), {"left", "right"}),
-        (lambda: joined(lambda xs: ops.maximum(*xs)), {"left", "right"}),
-        (
-            lambda: Subclassed(pooling(name="left"), pooling(name="right")),
-            {"left", "right"},
-        ),
-        (u_net, {"left"}),
-        (
-            lambda: chain(
-                pooling(name="left"),
-                layers.Reshape((-1,)),
-                layers.Lambda(lambda x: ops.reshape(x, (-1, 100))),
-                layers.Dense(1),
+    fewer(
+        [
+            (lambda: joined(layers.Add()), {"left", "right"}),
+            (lambda: joined(layers.Concatenate()), {"left", "right"}),
+            (lambda: joined(layers.Multiply()), {"left", "right"}),
+            (lambda: joined(layers.Average()), {"left", "right"}),
+            (lambda: joined(layers.Maximum()), {"left", "right"}),
+            (lambda: joined(ops.concatenate), {"left", "right"}),
+            (lambda: joined(lambda xs: xs[0] + xs[1]), {"left", "right"}),
+            (lambda: joined(layers.Add(), between=conv()), {"left", "right"}),
+            (lambda: joined(lambda xs: ops.maximum(*xs)), {"left", "right"}),
+            (
+                lambda: Subclassed(pooling(name="left"), pooling(name="right")),
+                {"left", "right"},
             ),
-            {"left"},
-        ),
-        (
-            lambda: Subclassed(
-                pooling(name="left"),
-                layers.AveragePooling2D(2),
-                lambda x, y: (
-                    x[:, :6] + layers.UpSampling2D((1, 2))(y)[:, :, :10]
+            (u_net, {"left"}),
+            (
+                lambda: chain(
+                    pooling(name="left"),
+                    layers.Reshape((-1,)),
+                    layers.Lambda(lambda x: ops.reshape(x, (-1, 100))),
+                    layers.Dense(1),
                 ),
+                {"left"},
             ),
-            {"left"},
-        ),
-    ],
+            (
+                lambda: Subclassed(
+                    pooling(name="left"),
+                    layers.AveragePooling2D(2),
+                    lambda x, y: (
+                        x[:, :6] + layers.UpSampling2D((1, 2))(y)[:, :, :10]
+                    ),
+                ),
+                {"left"},
+            ),
+        ]
+    ),
 )
 def test_sizes_that_would_part_are_found(model, names):
     with pytest.warns(UserWarning, match="Branches that are joined need one"):
@@ -243,12 +259,14 @@ def test_sizes_that_would_part_are_found(model, names):
 @slow_on_jax
 @pytest.mark.parametrize(
     "between",
-    [
-        lambda x: mean()(conv()(x)),
-        lambda x: layers.Resizing(8, 8)(x),
-        lambda x: layers.GlobalMaxPooling2D(keepdims=True)(x),
-        lambda x: layers.Lambda(lambda x: x[:, :4, :4])(x),
-    ],
+    fewer(
+        [
+            lambda x: mean()(conv()(x)),
+            lambda x: layers.Resizing(8, 8)(x),
+            lambda x: layers.GlobalMaxPooling2D(keepdims=True)(x),
+            lambda x: layers.Lambda(lambda x: x[:, :4, :4])(x),
+        ]
+    ),
 )
 def test_sizes_that_are_made_equal_are_not_found(between):
     inputs = keras.Input((12, 12, 1))

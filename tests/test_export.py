@@ -32,7 +32,8 @@ def exported(folder, monkeypatch, **cases):
 
 def test_files_give_the_outputs_of_their_source(tmp_path, monkeypatch):
     formats = {name: export.FORMATS[name] for name in AT_HAND}
-    forms = ("frozen", "pooled")
+    # JAX compiles for long.
+    forms = ("frozen",) if BACKEND == "jax" else ("frozen", "pooled")
     rows = exported(
         *(tmp_path, monkeypatch),
         FORMATS=formats,

@@ -404,6 +404,7 @@ class TestCost:
 class TestBenchmark:
     """What it measures is put into tables, and the documents hold these."""
 
+    @pytest.mark.skipif(JAX, reason="the same there, and compiled")
     def test_a_short_run(self, tmp_path, monkeypatch, capsys):
         for name, value in (
             ("LENGTHS", (64,)),

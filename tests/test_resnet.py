@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from gradients import output_and_gradients, relative_error
-from maps import BACKEND, JAX, array, images
+from maps import BACKEND, JAX, TORCH, array, images
 
 from diffstride import (
     DiffStride,
@@ -36,6 +36,10 @@ from diffstride.resnet import (
 CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
 
 
+large = pytest.mark.skipif(not TORCH, reason="large, and the same elsewhere")
+
+
+@large
 @pytest.mark.parametrize(
     "pooling_cls, expected",
     [
@@ -46,13 +50,12 @@ CONFIGURED = functools.partial(DiffStride, smoothness_factor=2.0, norm="ortho")
     ],
 )
 def test_resnet18_parameters(pooling_cls, expected):
-    if JAX and pooling_cls in (SpatialPooling, FixedSpectralPooling):
-        pytest.skip("large, and the same on JAX as elsewhere")
     model = resnet18(pooling_cls=pooling_cls)
     model.build((None, 32, 32, 3))
     assert model.count_params() == expected
 
 
+@large
 def test_resnet56_structure():
     model = resnet56(pooling_cls=DiffStride)
     assert [len(block.layers) for block in model.blocks] == [9, 9, 9]

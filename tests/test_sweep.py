@@ -861,15 +861,15 @@ def test_a_killed_sweep_ends_with_the_same_table(
     ]
     monkeypatch.setattr(sys.modules[__name__], "GRID", ("--grid=seed=0",))
     tables = {}
-    for kills in (0, 2):
+    for kills in (0, 1):
         folder = tmp_path / str(kills)
         folder.mkdir()
         monkeypatch.chdir(folder)
         run = folder / "runs" / "strided_strides-1-2_seed-0"
         backup = run / "backup" / "latest.weights.h5"
-        for moment in [run / "run.json", backup][:kills]:
+        for _ in range(kills):
             process = start_sweep(*more)
-            wait_until(moment.exists, process)
+            wait_until(backup.exists, process)
             process.kill()
             process.communicate()
         process = start_sweep(*more)
@@ -878,7 +878,7 @@ def test_a_killed_sweep_ends_with_the_same_table(
         tables[kills] = [_without_times(record) for record in table()]
     assert len(tables[0]) == 1
     assert len(tables[0][0]["epochs"]) == 2
-    assert tables[2] == tables[0]
+    assert tables[1] == tables[0]
     assert "Going on after epoch 1" in (run / "log.txt").read_text()
 
 
