@@ -9,7 +9,8 @@ an epoch in the middle and started again. The weights of both, and the state of
 their optimizers, are compared. What JAX compiles in the first run is there for
 the second. Times are of processors, to the end of the first epoch and of the
 run, as the machine may have other work. With `--backends` only some are done,
-and those of the output that are not stay. It takes a quarter of an hour.
+and those of the output that are not stay. An undisturbed run that `--folder`
+has is not made again. It takes a quarter of an hour.
 """
 
 import argparse
@@ -98,7 +99,9 @@ def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data_dir:
         command.append(f"--data_dir={arguments.data_dir}")
     whole, again = folder / backend, folder / f"{backend}_killed"
-    found = {"whole": run(command, environment, whole)}
+    found: dict[str, Any] = {}
+    if not (whole / "summary.json").exists():
+        found["whole"] = run(command, environment, whole)
     epochs = rows(whole)
     found["killed"] = run(command, environment, again, (epochs + 1) // 2)
     found["killed"]["epochs"] = rows(again)
@@ -125,14 +128,18 @@ def table(measured: list[dict]) -> str:
     ]
     for each in measured:
         summary = each["summary"]
+
+        def seconds(run: str, name: str, each: dict = each) -> str:
+            return f"{each[run][name]:.0f}" if run in each else "-"
+
         cells = [
             f"{each['backend']} {summary['environment'][each['backend']]}",
             f"{100 * summary['test_accuracy']:.2f} %",
             f"{each['killed']['epochs']} of {summary['epochs']} epochs",
             "the same weights" if each["same_weights"] else "other weights",
-            f"{each['whole']['first_epoch']:.0f}",
-            f"{each['killed']['first_epoch']:.0f}",
-            f"{each['whole']['cpu_seconds']:.0f}",
+            seconds("whole", "first_epoch"),
+            seconds("killed", "first_epoch"),
+            seconds("whole", "cpu_seconds"),
             str(summary.get("compilations", "-")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
