@@ -26,16 +26,19 @@ from typing import Any
 BACKENDS = ("tensorflow", "jax", "torch")
 # Says whether what two workdirs hold is the same.
 COMPARE = """
-import sys, keras, numpy as np
+import pathlib, sys, keras, numpy as np
 import diffstride
 
 def values(folder):
-    model = keras.models.load_model(f"{folder}/model.keras")
-    variables = [*model.variables, *model.optimizer.variables]
-    return {v.path: keras.ops.convert_to_numpy(v) for v in variables}
+    found = {}
+    for path in pathlib.Path(folder).glob("*.keras"):
+        model = keras.models.load_model(path)
+        for v in [*model.variables, *model.optimizer.variables]:
+            found[path.name, v.path] = keras.ops.convert_to_numpy(v)
+    return found
 
 one, two = map(values, sys.argv[1:])
-assert one.keys() == two.keys()
+assert one.keys() == two.keys() and one
 sys.exit(not all(np.array_equal(one[path], two[path]) for path in one))
 """
 
@@ -95,6 +98,7 @@ def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "diffstride.main"),
         f"--gin_config={arguments.gin_config}",
+        *(f"--gin_bindings={each}" for each in arguments.gin_bindings),
     ]
     if arguments.data_dir:
         command.append(f"--data_dir={arguments.data_dir}")
@@ -130,7 +134,8 @@ def table(measured: list[dict]) -> str:
         summary = each["summary"]
 
         def seconds(run: str, name: str, each: dict = each) -> str:
-            return f"{each[run][name]:.0f}" if run in each else "-"
+            value = each.get(run, {}).get(name)
+            return "-" if value is None else f"{value:.0f}"
 
         cells = [
             f"{each['backend']} {summary['environment'][each['backend']]}",
@@ -155,6 +160,7 @@ def main() -> None:
     add = parser.add_argument
     add("--backends", default=",".join(BACKENDS))
     add("--gin_config", default="digits.gin")
+    add("--gin_bindings", action="append", default=[])
     add("--data_dir")
     add("--folder", default="exp/backends")
     add("--output", default="results/backends.json", type=pathlib.Path)
