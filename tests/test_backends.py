@@ -3,10 +3,9 @@
 What does not depend on the backend is in test_train.py, on TensorFlow.
 """
 
+import argparse
+import json
 import os
-import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,11 +13,14 @@ import pytest
 import tensorflow as tf
 from event_files import scalars
 from maps import BACKEND, JAX
+from scripts_alone import ROOT, script
 
 from diffstride import DiffStride, callbacks, devices, train
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, NonFiniteLossError
 from diffstride.runs import read_rows
+
+backends = script("backends")
 
 OTHER = "jax" if BACKEND == "torch" else "torch"
 slow_on_tensorflow = (
@@ -241,38 +243,28 @@ def test_what_was_compiled_is_kept_where_the_user_said_or_at_home(
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-# Kills itself in the second epoch, and cannot know that it will.
-KILLED = """
-import os, runpy, signal
-from diffstride import callbacks
+RESULTS = json.loads((ROOT / "results" / "backends.json").read_text())
 
-def die(callback, batch, logs=None):
-    if callback._epoch == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
 
-callbacks.StopOnNonFiniteLoss.on_train_batch_end = die
-runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
-"""
+def test_the_quickstart_was_trained_killed_and_resumed_on_each():
+    assert [each["backend"] for each in RESULTS] == list(backends.BACKENDS)
+    for each in RESULTS:
+        assert each["same_weights"]
+        assert each["summary"]["test_accuracy"] >= 0.97
+    page = (ROOT / "docs" / "backends.md").read_text()
+    assert backends.table(RESULTS) in page
 
 
 @pytest.mark.slow
-def test_a_killed_quickstart_ends_with_the_same_weights(data_dir, tmp_path):
-    def main(name, *program):
-        command = [
-            *(sys.executable, *program, "--gin_config=digits_budget.gin"),
-            *(f"--workdir={tmp_path / name}", f"--data_dir={data_dir}"),
-            "--gin_bindings=train.num_epochs = 3",
-            "--gin_bindings=train.finetune_epochs = 1",
-        ]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    ordinary = ("-m", "diffstride.main")
-    assert main("again", str(script)).returncode == -signal.SIGKILL
-    for name in ("again", "whole"):
-        done = main(name, *ordinary)
-        assert done.returncode == 0, done.stderr
-    assert_same_runs(
-        tmp_path / "again", tmp_path / "whole", ("learned", "model")
+def test_a_killed_run_ends_with_the_same_weights(data_dir, tmp_path):
+    """Within a budget and on a schedule, to a plain network."""
+    arguments = argparse.Namespace(
+        folder=tmp_path,
+        data_dir=data_dir,
+        gin_config="digits_budget.gin",
+        gin_bindings=["train.num_epochs = 4", "train.finetune_epochs = 2"],
     )
+    found = backends.measure(BACKEND, arguments)
+    assert found["same_weights"]
+    assert found["killed"]["epochs"] == 2
+    assert found["summary"]["hardened"]["to"] == "pooled"

@@ -9,7 +9,8 @@ an epoch in the middle and started again. The weights of both, and the state of
 their optimizers, are compared. What JAX compiles in the first run is there for
 the second. Times are of processors, to the end of the first epoch and of the
 run, as the machine may have other work. With `--backends` only some are done,
-and those of the output that are not stay. It takes a quarter of an hour.
+and those of the output that are not stay. An undisturbed run that `--folder`
+has is not made again. It takes a quarter of an hour.
 """
 
 import argparse
@@ -25,16 +26,19 @@ from typing import Any
 BACKENDS = ("tensorflow", "jax", "torch")
 # Says whether what two workdirs hold is the same.
 COMPARE = """
-import sys, keras, numpy as np
+import pathlib, sys, keras, numpy as np
 import diffstride
 
 def values(folder):
-    model = keras.models.load_model(f"{folder}/model.keras")
-    variables = [*model.variables, *model.optimizer.variables]
-    return {v.path: keras.ops.convert_to_numpy(v) for v in variables}
+    found = {}
+    for path in pathlib.Path(folder).glob("*.keras"):
+        model = keras.models.load_model(path)
+        for v in [*model.variables, *model.optimizer.variables]:
+            found[path.name, v.path] = keras.ops.convert_to_numpy(v)
+    return found
 
 one, two = map(values, sys.argv[1:])
-assert one.keys() == two.keys()
+assert one.keys() == two.keys() and one
 sys.exit(not all(np.array_equal(one[path], two[path]) for path in one))
 """
 
@@ -94,11 +98,14 @@ def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "diffstride.main"),
         f"--gin_config={arguments.gin_config}",
+        *(f"--gin_bindings={each}" for each in arguments.gin_bindings),
     ]
     if arguments.data_dir:
         command.append(f"--data_dir={arguments.data_dir}")
     whole, again = folder / backend, folder / f"{backend}_killed"
-    found = {"whole": run(command, environment, whole)}
+    found: dict[str, Any] = {}
+    if not (whole / "summary.json").exists():
+        found["whole"] = run(command, environment, whole)
     epochs = rows(whole)
     found["killed"] = run(command, environment, again, (epochs + 1) // 2)
     found["killed"]["epochs"] = rows(again)
@@ -125,14 +132,19 @@ def table(measured: list[dict]) -> str:
     ]
     for each in measured:
         summary = each["summary"]
+
+        def seconds(run: str, name: str, each: dict = each) -> str:
+            value = each.get(run, {}).get(name)
+            return "-" if value is None else f"{value:.0f}"
+
         cells = [
             f"{each['backend']} {summary['environment'][each['backend']]}",
             f"{100 * summary['test_accuracy']:.2f} %",
             f"{each['killed']['epochs']} of {summary['epochs']} epochs",
             "the same weights" if each["same_weights"] else "other weights",
-            f"{each['whole']['first_epoch']:.0f}",
-            f"{each['killed']['first_epoch']:.0f}",
-            f"{each['whole']['cpu_seconds']:.0f}",
+            seconds("whole", "first_epoch"),
+            seconds("killed", "first_epoch"),
+            seconds("whole", "cpu_seconds"),
             str(summary.get("compilations", "-")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -148,6 +160,7 @@ def main() -> None:
     add = parser.add_argument
     add("--backends", default=",".join(BACKENDS))
     add("--gin_config", default="digits.gin")
+    add("--gin_bindings", action="append", default=[])
     add("--data_dir")
     add("--folder", default="exp/backends")
     add("--output", default="results/backends.json", type=pathlib.Path)
