@@ -114,7 +114,7 @@ class Cluster:
                 )
             if answer:
                 raise UserError(f"The worker at {worker} {answer}")
-        print(f"Workers: {len(answers)}, runs at once: {self.jobs}")
+        print(f"Runs at once on workers: {self.jobs}", flush=True)
 
     @property
     def jobs(self) -> int:
