@@ -1,9 +1,7 @@
-"""Training: data, model, optimizer, callbacks, fit, summary."""
+"""Training: data, model, optimizer; a network learned, and a plain one of it."""
 
-import json
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,19 +12,17 @@ from absl import logging
 from diffstride import callbacks, data, files, hosts, resnet
 from diffstride.budget import add_stride_cost
 from diffstride.compute_budget import add_compute_budget
-from diffstride.cost import cost_of_calls
 from diffstride.devices import check_compiling, place, set_up
-from diffstride.environment import environment
 from diffstride.errors import ConfigError, as_config_errors
-from diffstride.formatting import aligned, cutoffs, human
 from diffstride.hardening import TARGETS, harden
 from diffstride.networks import make_network
 from diffstride.optimization import exclude_strides_from_weight_decay
-from diffstride.profiling import learns_strides, pooling_states, profile
+from diffstride.profiling import learns_strides
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
+from diffstride.stage import Stage, change_by_hardening
 from diffstride.static import learned_layers, static_sizes
 from diffstride.surgery import rebuilt
-from diffstride.tasks import objectives, with_means
+from diffstride.tasks import objectives
 
 _HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 _BACKEND = "# KERAS_BACKEND="  # How a config.gin begins.
@@ -160,7 +156,7 @@ def train(
         config_text += config_fn() if config_fn else ""
         for name in ("backup", "tensorboard"):
             files.make_folder(own / name, f"`{name}` of the run")
-        stage = _Stage(
+        stage = Stage(
             root,
             own,
             datasets,
@@ -182,7 +178,7 @@ def train(
         with placement.making():
             plain = harden(model, harden_to, datasets.image_shape, macs=budget)
             compiled(plain)
-            hardened = _hardened(harden_to, model, plain, datasets)
+            hardened = change_by_hardening(harden_to, model, plain, datasets)
             if restart:
                 keras.utils.set_random_seed(seed)
                 plain = rebuilt(plain, "train")
@@ -190,188 +186,10 @@ def train(
         plain.optimizer.iterations.assign(
             keras.ops.copy(model.optimizer.iterations)
         )
-        stage = _Stage(root, own, datasets, config_text, "model", _HARDENED)
+        stage = Stage(root, own, datasets, config_text, "model", _HARDENED)
         first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
         return stage.finish(plain, seed, hardened)
-
-
-class _Stage:
-    """The part of a run that trains one network, and can be resumed.
-
-    Args:
-        root: folder of the run.
-        own: folder that this process writes to.
-        datasets: what it trains and tests on.
-        config_text: settings in force.
-        saved: name of the model that is saved in the end.
-        prefix: of the name of the backup.
-    """
-
-    def __init__(
-        self,
-        root: pathlib.Path,
-        own: pathlib.Path,
-        datasets: data.Datasets,
-        config_text: str,
-        saved: str,
-        prefix: str = "",
-    ):
-        self._root = root
-        self._own = own
-        self._datasets = datasets
-        self._config_text = config_text
-        self._saved = f"{saved}.keras"
-        self.backup = callbacks.Backup(
-            own / "backup",
-            datasets.steps_per_epoch,
-            root / self._saved,
-            prefix,
-            root / "backup",
-        )
-
-    def restore(self, model: keras.Model) -> int:
-        """Loads the last epoch that is kept; returns the number of epochs."""
-        return hosts.agree("number of epochs", self.backup.restore(model))
-
-    def fit(
-        self,
-        model: keras.Model,
-        first_epoch: int,
-        last_epoch: int,
-        steering: Sequence[keras.callbacks.Callback] = (),
-    ) -> int:
-        """Trains from one epoch to another, and saves the model.
-
-        Returns:
-            The number of epochs done.
-        """
-        datasets, own = self._datasets, self._own
-        recorder = callbacks.EpochRecorder(
-            own / "metrics.jsonl",
-            datasets.image_shape,
-            first_epoch,
-            datasets.heads,
-        )
-        validation = datasets.validation
-        if validation is None:
-            validation = datasets.test
-        # What stops comes before what keeps.
-        steps = [
-            callbacks.StopOnNonFiniteLoss(),
-            *steering,
-            recorder,
-            self.backup,
-            callbacks.TensorBoard(
-                str(own / "tensorboard"), recorder, self._config_text
-            ),
-        ]
-        if hosts.count() > 1:
-            steps.insert(0, hosts.Validation(validation))
-            validation = None
-        if first_epoch < last_epoch:
-            datasets.reading()(model.fit)(
-                hosts.share(datasets).epochs(first_epoch, last_epoch),
-                validation_data=validation,
-                initial_epoch=first_epoch,
-                epochs=last_epoch,
-                steps_per_epoch=datasets.steps_per_epoch,
-                shuffle=False,  # The data set is shuffled.
-                verbose=_verbosity(),
-                callbacks=steps,
-            )
-        # Replicas have batch statistics of their own. The model that is tested
-        # is to be the one that is kept.
-        hosts.wait("end of training")
-        self._epochs = self.restore(model) or first_epoch
-        files.replace_file(own / self._saved, model.save)
-        self._rows = recorder.rows
-        return self._epochs
-
-    def finish(
-        self,
-        model: keras.Model,
-        seed: int,
-        hardened: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Tests a model, leaves and prints what there is to say."""
-        calls = profile(model, self._datasets.image_shape)
-        summary = {
-            **_tested(model, self._datasets),
-            **self._times(),
-            "epochs": self._epochs,
-            "images_per_epoch": self._datasets.images_per_epoch,
-            "parameters": model.count_params(),
-            "cost": cost_of_calls(model, calls).totals(),
-            "seed": seed,
-            "environment": environment(),
-            "pooling": [state._asdict() for state in pooling_states(calls)],
-        }
-        if steps := getattr(model, "steps", None):  # Its maps are no images.
-            summary |= {"axes": list(model.axes[2]), "steps": list(steps)}
-        if hardened:
-            summary["hardened"] = hardened
-        files.replace_text(
-            self._own / "summary.json", json.dumps(summary, indent=1) + "\n"
-        )
-        if hosts.leads():
-            print(_format_summary(summary))
-            kept = "model, summary and metrics of each epoch are in"
-            print(f"\n{kept} {self._root}")
-        return summary
-
-    def _times(self) -> dict[str, float]:
-        """Seconds of all epochs, and on JAX what compiling took of them."""
-        names = ["seconds"]
-        if any("compilations" in row for row in self._rows):
-            names += ["compilations", "compile_seconds"]
-        return {
-            name: sum(row.get(name, 0) for row in self._rows) for name in names
-        }
-
-
-def _verbosity() -> int:
-    if not hosts.leads():
-        return 0
-    return 1 if sys.stdout.isatty() else 2
-
-
-def _tested(model: keras.Model, datasets: data.Datasets) -> dict[str, Any]:
-    """Accuracies and losses, of several tasks their means and those of each."""
-    found: dict[str, Any] = {}
-    classes = datasets.num_classes
-    tasks: dict[str, Any] = {
-        task: {"num_classes": classes[task] if datasets.heads else classes}
-        for task in datasets.tasks
-    }
-    for name in ("test", "validation"):
-        batches = getattr(datasets, name)
-        if batches is not None:
-            with datasets.reading():
-                of = hosts.evaluate(model, batches)
-            of = with_means(of, datasets.heads)
-            for metric in ("accuracy", "loss"):
-                found[f"{name}_{metric}"] = of[metric]
-                for task, own in tasks.items():
-                    key = f"{task}_{metric}" if datasets.heads else metric
-                    own[f"{name}_{metric}"] = of[key]
-    return {**found, "tasks": tasks} if tasks else found
-
-
-def _hardened(
-    to: str, learned: keras.Model, plain: keras.Model, datasets: data.Datasets
-) -> dict[str, Any]:
-    """What is to be said of hardening: the network before, and just after."""
-    calls = profile(learned, datasets.image_shape)
-    return {
-        "to": to,
-        "learned": {
-            **_tested(learned, datasets),
-            "cost": cost_of_calls(learned, calls).totals(),
-            "pooling": [state._asdict() for state in pooling_states(calls)],
-        },
-        "before_finetuning": _tested(plain, datasets),
-    }
 
 
 def _check_arguments(
@@ -547,63 +365,3 @@ def _without_backend(text: str) -> tuple[str | None, str]:
         return None, text
     first, _, rest = text.partition("\n")
     return first.removeprefix(_BACKEND), rest
-
-
-def _format_compilations(summary: dict[str, Any]) -> list[str]:
-    if "compilations" not in summary:
-        return []
-    return [
-        f"compilations   {summary['compilations']} of steps, "
-        f"{summary['compile_seconds']:.0f} s of the training time"
-    ]
-
-
-def _format_summary(summary: dict[str, Any]) -> str:
-    """Lays out the result of a run for the terminal."""
-    cost = summary["cost"]
-    tasks = summary.get("tasks", {})
-    of_each = ", ".join(
-        f"{task} {100 * own['test_accuracy']:.2f} %"
-        for task, own in tasks.items()
-    )
-    lines = [
-        "",
-        f"test accuracy  {100 * summary['test_accuracy']:.2f} %"
-        + (f": {of_each}" if len(tasks) > 1 else ""),
-        f"training time  {summary['seconds']:.0f} s, "
-        f"{summary['epochs']} epochs",
-        *_format_compilations(summary),
-        f"parameters     {summary['parameters']:,}",
-        f"cost           {human(cost['macs'])} multiply-accumulates and "
-        f"{human(cost['activation_bytes'], 'B')} of activations "
-        f"{'a window' if 'axes' in summary else 'an image'}",
-    ]
-    if hardened := summary.get("hardened"):
-        learned = hardened["learned"]
-        lines.append(
-            f"hardened       {hardened['to']}, from "
-            f"{100 * learned['test_accuracy']:.2f} % as learned, by "
-            f"{100 * hardened['before_finetuning']['test_accuracy']:.2f} % "
-            "before fine-tuning"
-        )
-    rows = [["pooling layer", "initial stride", "stride now", "in", "out"]]
-    for state in summary["pooling"]:
-        strides = (state["initial"], state["strides"])
-        sizes = (state["input_size"], state["output_size"])
-        rows.append(
-            [
-                state["name"],
-                *(" x ".join(f"{s:.2f}" for s in pair) for pair in strides),
-                *(" x ".join(map(str, pair)) for pair in sizes),
-            ]
-        )
-    if steps := summary.get("steps"):
-        found = cutoffs(summary["pooling"], steps)
-        for row, cell in zip(rows, ["cut-off", *found], strict=True):
-            row.append(cell)
-    if summary["pooling"]:
-        lines += ["", *aligned(rows)]
-    if summary["pooling"] and "axes" in summary:
-        axes = " x ".join(summary["axes"])
-        lines += ["", f"Of strides, sizes and cut-offs the order is {axes}."]
-    return "\n".join(lines)

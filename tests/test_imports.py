@@ -33,6 +33,7 @@ LAYERS = (
     "compute conversion",
     "compute_budget networks",
     "callbacks",
+    "stage",
     "train",
     "config",
     "counting main",

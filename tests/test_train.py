@@ -28,6 +28,7 @@ from diffstride import (
     files,
     main,
     resnet,
+    stage,
     train,
 )
 from diffstride.data import load_datasets
@@ -468,12 +469,12 @@ def test_a_hardened_network_can_begin_with_new_weights(
 ):
     begun = []
 
-    def fit(stage, model, *args):
+    def fit(self, model, *args):
         begun.append({w.path: np.array(w) for w in model.weights})
-        return done(stage, model, *args)
+        return done(self, model, *args)
 
-    done = train._Stage.fit
-    monkeypatch.setattr(train._Stage, "fit", fit)
+    done = stage.Stage.fit
+    monkeypatch.setattr(stage.Stage, "fit", fit)
     bindings = [
         *TINY,
         "train.num_epochs = 2",
