@@ -1,4 +1,4 @@
-"""Training: data, model, optimizer; a network learned, and a plain one of it."""
+"""Training: a network that learns strides, and a plain one made of it."""
 
 import math
 import pathlib
