@@ -212,7 +212,9 @@ def run_label(run: Any) -> str:
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Names such as `block 2` for those of layers, if these differ."""
     short = {
-        name: name.removesuffix("/layer_1/pooling").replace("_", " ")
+        name: name.removesuffix("/pooling")
+        .removesuffix("/layer_1")
+        .replace("_", " ")
         for name in names
     }
     if "pooling" in short:
@@ -267,7 +269,9 @@ def _settings(records: list[dict[str, Any]]) -> pd.DataFrame:
     frame = frame.drop(columns=["method", "seed"], errors="ignore")
     # Where nothing else tells runs apart, what a sweep does not vary does.
     methods = pd.Series(map(_method, records), dtype=object)
+    tasks = [record["summary"].get("tasks") or {} for record in records]
     for key, values in (
+        (TASK, [",".join(names) or None for names in tasks]),
         ("config", [record.get("gin_config") for record in records]),
         ("epochs", [record["summary"].get("epochs") for record in records]),
         ("bindings", _distinct_bindings(records)),
@@ -275,7 +279,8 @@ def _settings(records: list[dict[str, Any]]) -> pd.DataFrame:
         column = pd.Series(values, dtype=object)
         same = [frame[name] for name in frame]
         groups = column.groupby([methods, *same], dropna=False)
-        if (groups.nunique(dropna=False) > 1).any():
+        differ = (groups.nunique(dropna=False) > 1).any()
+        if differ and key not in frame:
             frame[key] = column
     return frame
 

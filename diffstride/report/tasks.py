@@ -14,6 +14,8 @@ from diffstride.report.study import Study, grouped, method_label, of_sounds
 def learned(study: Study) -> pd.DataFrame:
     """Runs whose strides learn, with the tasks that each was trained on."""
     runs = study.runs[study.runs["learned"].map(bool)]
+    # Networks of one task first.
+    runs = runs.sort_values("tasks", key=lambda x: x.map(len), kind="stable")
     return runs.assign(
         **{"trained on": runs["tasks"].map(" and ".join)},
         method=pd.Categorical(runs["method"], study.methods),
@@ -74,16 +76,20 @@ def _label(axes: plt.Axes, labels: dict[str, tuple]) -> None:
     """Writes names beside points, from the lowest up, none over another."""
     axes.figure.canvas.draw()  # Lays out; offsets are in points on the page.
     to_points = 72 / axes.figure.dpi
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for text, (mean, color) in sorted(
         labels.items(), key=lambda each: each[1][0][1]
     ):
         x, y = axes.transData.transform(mean) * to_points
-        height = y
-        while any(abs(x - u) < 130 and abs(height - v) < 12 for u, v in taken):
-            height += 3
-        taken.append((x, height))
         left = mean[0] > np.mean(axes.get_xlim())
+        length, height = 5.5 * len(text) + 9, y
+        begin = x - length if left else x
+        while any(
+            begin < end and start < begin + length and abs(height - other) < 12
+            for start, end, other in taken
+        ):
+            height += 3
+        taken.append((begin, begin + length, height))
         axes.annotate(
             text,
             mean,
