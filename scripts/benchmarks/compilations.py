@@ -54,7 +54,7 @@ from diffstride.masks import RAMPS  # noqa: E402
 from diffstride.profiling import learned_in_order  # noqa: E402
 from diffstride.static import Retracer  # noqa: E402
 
-MODES = ("plain", "budget", "schedule")
+MODES = ("budget", "plain", "schedule")
 STEPS = (1, 4)  # Trained with.
 SETTINGS = ("data", "ramp", "mode", "size_step")
 # Data: arguments of `load_datasets`, and epochs.
