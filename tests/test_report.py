@@ -883,6 +883,11 @@ def test_tasks_alone_and_together():
     ]
     assert rows[2][-1] == f"{np.mean(macs[8:10]):.2f}"
     assert rows[3][-1] == f"{np.mean(macs[6:10]):.2f}"
+    by_hand = [{**each, "settings": {**each["settings"]}} for each in records]
+    for each in by_hand:
+        del each["settings"]["task"]
+    assert table(task_table(study(by_hand))) == rows
+    assert study(by_hand).axes == ["task", "strides"]
     # The name of a task stands in older summaries' settings alone.
     for each in records:
         if len(each["summary"]["tasks"]) == 1:

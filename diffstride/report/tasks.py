@@ -13,13 +13,14 @@ from diffstride.report.study import Study, grouped, method_label, of_sounds
 
 def learned(study: Study) -> pd.DataFrame:
     """Runs whose strides learn, with the tasks that each was trained on."""
-    runs = study.runs[study.runs["learned"].map(bool)]
+    found = study.runs["learned"].map(bool) & study.runs["tasks"].map(bool)
+    runs = study.runs[found.astype(bool)]
     # Networks of one task first.
     runs = runs.sort_values("tasks", key=lambda x: x.map(len), kind="stable")
     return runs.assign(
         **{"trained on": runs["tasks"].map(" and ".join)},
         method=pd.Categorical(runs["method"], study.methods),
-    )[runs["tasks"].map(bool)]
+    )
 
 
 def strides_of_tasks(runs: pd.DataFrame) -> plt.Figure:
