@@ -23,8 +23,10 @@ def learned(study: Study) -> pd.DataFrame:
     )
 
 
-def strides_of_tasks(runs: pd.DataFrame) -> plt.Figure:
+def strides_of_tasks(runs: pd.DataFrame) -> plt.Figure | str:
     """Strides along both axes, of the first layer and of all together."""
+    if any(len(layers[0]["strides"]) != 2 for layers in runs["learned"]):
+        return "strides are not along two axes"
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.6))
     names = runs["axis_names"].iloc[0]
     looks = style.series(runs["trained on"].unique())
