@@ -25,13 +25,12 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 library=(
   tests/test_heads.py
   tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
-  tests/test_{static,surgery,resnet,profiling,budget,internals,benchmark}.py
-  tests/test_{diagnostics,optimization,resizing,compute,hardening,rivals}.py
-  tests/test_{long_signals,schedule,audio_cnn,conversion,recalibration,export}.py
+  tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
+  tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py
+  tests/test_{compute,hardening,long_signals,rivals,schedule,audio_cnn}.py
+  tests/test_{conversion,branches,policies,recalibration,export}.py
   tests/test_backends.py
 )
-# Arguments, graphs and counts know no backend; JAX takes long to make layers.
-structure=(tests/test_{arguments,branches,policies,cost}.py)
 
 run() {
   echo "== $1"
@@ -40,6 +39,6 @@ run() {
 }
 
 run jax "${library[@]}" tests/test_hosts.py "$@"
-run torch "${library[@]}" "${structure[@]}" "$@"
+run torch "${library[@]}" "$@"
 # And with them all other tests of harness and tools.
 run tensorflow "$@"

@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from maps import FIXED, LEARNED
+from maps import FIXED, JAX, LEARNED
 
 from diffstride import DiffStride, SpatialPooling, StrideConstraint
 from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock
 
+pytestmark = pytest.mark.skipif(JAX, reason="slow on JAX, and the same there")
 # Finite in double precision, and not in float32.
 HUGE = 3.5e38
 TEXTS = ("2", b"2", b"ab", bytearray(b"ab"), np.array("2"), np.str_("2"))

@@ -18,6 +18,8 @@ from diffstride import (
 from diffstride.formatting import human
 from diffstride.resnet import Resnet, resnet18
 
+pytestmark = pytest.mark.skipif(JAX, reason="slow on JAX, and the same there")
+
 
 def chain(*parts, shape):
     return keras.Sequential([keras.Input(shape), *parts])
@@ -96,7 +98,6 @@ def square(*sizes):
     return [(size, size) for size in sizes]
 
 
-@pytest.mark.skipif(JAX, reason="Keras's layers, slow to compile on JAX")
 def test_strided_resnet18_by_hand():
     by_hand = resnet18_by_hand(square(32, 32, 16, 8, 4), None)
     # Stem, first block, three blocks of equal cost, dense layer.
