@@ -94,6 +94,23 @@ def test_combinations_of_sizes():
         for step, count in counts.items():
             allowed = f"{0.05 * seconds / count:.0f} s at `size_step={step}`"
             assert allowed in words
+    by_step = [
+        {
+            (run["mode"], run["ramp"]): run
+            for run in results["runs"]
+            if run["size_step"] == step
+        }
+        for step in compilations.STEPS
+    ]
+    both = [(by_step[0][key], run) for key, run in by_step[1].items()]
+    before, after = (
+        sum(run["combinations"] for run in each)
+        for each in zip(*both, strict=True)
+    )
+    assert f"there are {after} combinations for {before} in the" in words
+    lost = sorted(100 * (a["accuracy"] - b["accuracy"]) for a, b in both)
+    assert "by {:.1f} and {:.1f} points and".format(*lost) in words
+    assert f"by {lost[2]:.1f}: {3.6 * lost[2]:.0f} of 360 images" in words
     foreseen = [run["ahead"] for run in results["runs"] if "ahead" in run]
     new, hits, wasted = (
         sum(each[key] for each in foreseen) for key in ("new", "hits", "wasted")
