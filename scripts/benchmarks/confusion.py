@@ -82,6 +82,7 @@ def draw(
         ylabel="is",
         title=f"{len(truth):,} notes, {accuracy:.1%} right",
     )
+    plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
     path.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(path, dpi=110)
     wrong = shown.confusion_matrix.copy()
