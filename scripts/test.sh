@@ -25,7 +25,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 library=(
   tests/test_heads.py
   tests/test_{masks,resampling,goldens,pooling,ramps,dimensions,precision}.py
-  tests/test_{static,surgery,resnet,profiling,budget,cost,internals}.py
+  tests/test_{size_step,static,surgery,resnet,profiling,budget,cost,internals}.py
   tests/test_{arguments,benchmark,diagnostics,optimization,resizing}.py
   tests/test_{compute,hardening,long_signals,rivals,schedule,audio_cnn}.py
   tests/test_{conversion,branches,policies,recalibration,export}.py
