@@ -510,8 +510,8 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
             time.sleep(0.05)
             for line in os.popen(f"ps --ppid {worker.pid} -o args="):
                 workdir = pathlib.Path(re.search(r"--workdir=(\S+)", line)[1])
-                is_saved = (workdir / "metrics.jsonl").exists()
-                if is_saved and not (workdir / "summary.json").exists():
+                saved = workdir / "backup" / "latest.weights.h5"
+                if saved.exists() and not (workdir / "summary.json").exists():
                     worker.kill()
                     killed.append(workdir)
 
