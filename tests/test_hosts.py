@@ -89,6 +89,7 @@ def assert_same_runs(one, other, steps):
     assert summaries[0]["images_per_epoch"] == summaries[1]["images_per_epoch"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
