@@ -288,7 +288,7 @@ def _compiled(
     optimizer_cls: Callable[[], keras.Optimizer],
     label_smoothing: float,
     jit_compile: bool,
-    tasks: Sequence[str],
+    tasks: Sequence[str] = (),
 ) -> keras.Model:
     # Our ResNets are so on JAX without being told.
     on_jax = keras.backend.backend() == "jax"

@@ -406,6 +406,8 @@ class TestRefusals:
         empty = tmp_path / "other" / "diffstride"
         empty.mkdir(parents=True)
         (empty / "__init__.py").touch()
+        # An editable installation would find it all the same.
+        (empty / "sweep.py").write_text("raise ImportError")
         dask.add_worker(PYTHONPATH=f"{empty.parent}{os.pathsep}{PYTHONPATH}")
         try:
             with cluster.connected(dask.address, lambda: None) as client:

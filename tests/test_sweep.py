@@ -175,6 +175,8 @@ class TestPlan:
             "budget=700000",
             "harden=pooled",
             "finetune=3",
+            "restart=true",
+            "size_step=2",
             "network=resnet",
             "task=family",
             "keras.optimizers.SGD.learning_rate=0.1",
