@@ -511,7 +511,10 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
                 break
             time.sleep(0.05)
             for line in os.popen(f"ps --ppid {worker.pid} -o args="):
-                workdir = pathlib.Path(re.search(r"--workdir=(\S+)", line)[1])
+                found = re.search(r"--workdir=(\S+)", line)
+                if not found:  # A run that has ended a moment ago.
+                    continue
+                workdir = pathlib.Path(found[1])
                 saved = workdir / "backup" / "latest.weights.h5"
                 if saved.exists() and not (workdir / "summary.json").exists():
                     worker.kill()
