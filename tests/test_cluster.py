@@ -495,7 +495,7 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
         "--grid=method=strided|spectral|outer",
         "--grid=strides=1,2|2,1",
         "--grid=seed=0|1",
-        "--gin_bindings=train.num_epochs = 3",
+        "--gin_bindings=train.num_epochs = 12",
         "--gin_bindings=resnet.Resnet.filters = [4, 4]",
         "--gin_bindings=data.load_datasets.image_size = 8",
         "--gin_bindings=data.load_datasets.train_split = 'train[:512]'",
@@ -506,7 +506,7 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
     def kill():
         # In the midst of a run that has saved an epoch.
         worker = dask.workers[0]
-        for _ in range(36000):
+        for _ in range(6000):
             if killed:
                 break
             time.sleep(0.05)
