@@ -5,6 +5,7 @@ workdir for as long as it lives. A run of a lost worker is thus taken up by
 another one as if its command had been started again.
 """
 
+import asyncio
 import contextlib
 import functools
 import importlib.metadata
@@ -173,6 +174,9 @@ def connected(address: str, check: Callable[[], None]) -> Iterator[Any]:
         # Errors are told in one line.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        # A client that finds nobody is half open, and when it is collected at
+        # last it may hold up another one for good.
+        asyncio.run(_reach(address))
         client = distributed.Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -195,6 +199,14 @@ def connected(address: str, check: Callable[[], None]) -> Iterator[Any]:
     finally:
         with contextlib.suppress(Exception):
             client.close(timeout=_CONNECT_SECONDS)
+
+
+async def _reach(address: str) -> None:
+    """Connects to a scheduler once; raises what keeps from it."""
+    from distributed import comm
+
+    connection = await comm.connect(address, timeout=_CONNECT_SECONDS)
+    await connection.close()
 
 
 def make_run(
