@@ -8,8 +8,7 @@ from keras import ops
 
 from diffstride import arguments
 from diffstride.composite import Composite, network_config, pooling_factory
-from diffstride.pooling import PACKAGE
-from diffstride.resnet import (
+from diffstride.parts import (
     PLACEMENTS,
     Parts,
     PoolingClass,
@@ -18,6 +17,7 @@ from diffstride.resnet import (
     resolve_channels_first,
     whole_strides,
 )
+from diffstride.pooling import PACKAGE
 from diffstride.static import StaticSizes
 
 FILTERS = (64, 128, 256, 256, 512, 512)

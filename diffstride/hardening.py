@@ -13,6 +13,7 @@ from diffstride.audio_cnn import WindowedSequential
 from diffstride.cost import ModelCost, cost_of_calls, model_cost
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
+from diffstride.parts import BatchNormReLU
 from diffstride.pooling import BaseDiffStride, BaseSpectralPooling
 from diffstride.profiling import (
     Call,
@@ -22,7 +23,7 @@ from diffstride.profiling import (
     pooling_states,
     profile,
 )
-from diffstride.resnet import BatchNormReLU, ResidualLayer, ResnetBlock
+from diffstride.resnet import ResidualLayer, ResnetBlock
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 

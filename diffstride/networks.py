@@ -11,7 +11,7 @@ import keras
 
 from diffstride import arguments
 from diffstride.conversion import convert
-from diffstride.resnet import (
+from diffstride.parts import (
     PLACEMENTS,
     Parts,
     PoolingClass,

@@ -17,12 +17,12 @@ _NEEDED = {
     *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
     *("static", "internals", "optimization", "resizing", "composite"),
     *("strided", "antialiasing", "cosine", "dynopool", "windows"),
-    *("fourier", "waves", "audio_cnn"),
+    *("fourier", "waves", "parts", "audio_cnn"),
 }
 
 # Modules that have layers of their own.
 LAYERS = (
-    *("pooling", "resizing", "resnet", "audio_cnn"),
+    *("pooling", "resizing", "parts", "resnet", "audio_cnn"),
     *("antialiasing", "cosine", "dynopool", "windows"),
 )
 

@@ -26,6 +26,7 @@ LAYERS = (
     "runs devices resampling data",
     "strided",
     "pooling profiling dynopool",
+    "parts",
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
@@ -46,7 +47,7 @@ LIGHT = set(
 )
 LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
-    "fourier waves resampling strided pooling profiling resizing resnet "
+    "fourier waves resampling strided pooling profiling parts resizing resnet "
     "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
     "audio_cnn logger cost compute compute_budget hardening networks "
     "formatting "
