@@ -157,7 +157,7 @@ def share(datasets: Any) -> Any:
     """
     if count() == 1:
         return datasets
-    size = datasets.epoch(0).element_spec[0].shape[0]
+    size = datasets.batch_size
     if size % _devices():
         raise ConfigError(
             f"`batch_size` must be a multiple of the {_devices()} devices of "

@@ -123,20 +123,15 @@ def train(
             datasets = load_data_fn(seed=seed)
         # Again, as TFDS draws numbers when it has to build a data set first.
         keras.utils.set_random_seed(seed)
+        compiled = partial(
+            _compiled,
+            optimizer_cls=optimizer_cls,
+            label_smoothing=label_smoothing,
+            jit_compile=jit_compile,
+            tasks=datasets.heads,
+        )
         with placement.making():
-            model = make_network(
-                model_cls, datasets.num_classes, datasets.image_shape
-            )
-            _check_data_format(model)
-            model.build((None, *datasets.image_shape))
-            _add_stride_cost(model, stride_cost_weight, datasets.image_shape)
-            compiled = partial(
-                _compiled,
-                optimizer_cls=optimizer_cls,
-                label_smoothing=label_smoothing,
-                jit_compile=jit_compile,
-                tasks=datasets.heads,
-            )
+            model = _made(model_cls, datasets, stride_cost_weight)
             compiled(model)
         steering = _steering(
             model,
@@ -176,20 +171,14 @@ def train(
             return stage.finish(model, seed)
 
         with placement.making():
-            plain = harden(model, harden_to, datasets.image_shape, macs=budget)
-            compiled(plain)
-            hardened = change_by_hardening(harden_to, model, plain, datasets)
-            if restart:
-                keras.utils.set_random_seed(seed)
-                plain = rebuilt(plain, "train")
-                compiled(plain)
-        plain.optimizer.iterations.assign(
-            keras.ops.copy(model.optimizer.iterations)
-        )
+            plain, change = _hardened(
+                *(model, harden_to, budget, datasets, compiled),
+                new_weights_from=seed if restart else None,
+            )
         stage = Stage(root, own, datasets, config_text, "model", _HARDENED)
         first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
-        return stage.finish(plain, seed, hardened)
+        return stage.finish(plain, seed, change)
 
 
 def _check_arguments(
@@ -249,6 +238,20 @@ def _check_data_format(model: keras.Model) -> None:
     )
 
 
+def _made(
+    model_cls: Callable[..., keras.Model],
+    datasets: data.Datasets,
+    stride_cost_weight: float,
+) -> keras.Model:
+    """Makes and builds a network for the data."""
+    shape = datasets.image_shape
+    model = make_network(model_cls, datasets.num_classes, shape)
+    _check_data_format(model)
+    model.build((None, *shape))
+    _add_stride_cost(model, stride_cost_weight, shape)
+    return model
+
+
 def _add_stride_cost(
     model: keras.Model, weight: float, image_shape: tuple
 ) -> None:
@@ -303,6 +306,29 @@ def _compiled(
     )
     optimizer.build(model.trainable_variables)
     return model
+
+
+def _hardened(
+    model: keras.Model,
+    to: str,
+    budget: float | None,
+    datasets: data.Datasets,
+    compiled: Callable[[keras.Model], keras.Model],
+    new_weights_from: int | None,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Makes the plain network, and tells what that has changed.
+
+    Its optimizer is as far as that of the model. Its weights are the model's,
+    or new ones from a seed.
+    """
+    plain = compiled(harden(model, to, datasets.image_shape, macs=budget))
+    change = change_by_hardening(to, model, plain, datasets)
+    if new_weights_from is not None:
+        keras.utils.set_random_seed(new_weights_from)
+        plain = compiled(rebuilt(plain, "train"))
+    steps = keras.ops.copy(model.optimizer.iterations)
+    plain.optimizer.iterations.assign(steps)
+    return plain, change
 
 
 def _check_not_hardened(

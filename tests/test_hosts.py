@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from diffstride import hosts
+from diffstride.data import Datasets
 from diffstride.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
@@ -139,8 +139,8 @@ def test_what_devices_cannot_share_is_one_line(monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: 2)
     monkeypatch.setattr(hosts, "_devices", lambda: 2)
     batches = tf.data.Dataset.range(30).batch(15, drop_remainder=True)
-    spec = SimpleNamespace(epoch=lambda number: tf.data.Dataset.zip((batches,)))
+    datasets = Datasets(lambda _: tf.data.Dataset.zip((batches,)), *[None] * 4)
     with pytest.raises(ConfigError, match="a multiple of the 2 devices of all"):
-        hosts.share(spec)
+        hosts.share(datasets)
     with pytest.raises(ConfigError, match="must have a known number with"):
         hosts.evaluate(None, batches.filter(lambda each: True))
