@@ -9,17 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
 import pytest
+from trainers import replace_training
 
 from diffstride.errors import UserError
 from diffstride.search.__main__ import main as search
 from diffstride.search.costs import Counter
 from diffstride.search.study import Cost
-from diffstride.sweep import cluster, processes, runner
+from diffstride.sweep import cluster, processes
 from diffstride.sweep.__main__ import main as sweep
 
 pytestmark = pytest.mark.skipif(
@@ -70,21 +70,7 @@ NAMES = [f"{m}_seed-{s}" for s in (0, 1) for m in ("strided", "outer")]
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     """`trainer(behaviour)` sets what runs do from then on, in `tmp_path`."""
-    script = tmp_path / "trainer.py"
-    real = runner.Sweep.command
-
-    def fake(sweep, run):
-        return [sys.executable, "-S", str(script), *real(sweep, run)[3:]]
-
-    def set_behaviour(behaviour="pass"):
-        behaviour = textwrap.indent(textwrap.dedent(behaviour), "    ")
-        script.write_text(TRAINER.format(behaviour=behaviour))
-
-    monkeypatch.setattr(runner.Sweep, "command", fake)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
-    monkeypatch.chdir(tmp_path)
-    set_behaviour()
-    return set_behaviour
+    return replace_training(TRAINER, "    ", tmp_path, monkeypatch)
 
 
 class Dask:

@@ -7,11 +7,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import gin
 import pytest
+from trainers import replace_training
 
 import diffstride
 from diffstride import DiffStride, config, settings
@@ -364,23 +364,7 @@ NAMES = [f"{m}_seed-{s}" for s in (0, 1) for m in ("strided", "outer")]
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     """`trainer(behaviour)` sets what runs do from then on, in `tmp_path`."""
-    script = tmp_path / "trainer.py"
-    real = runner.Sweep.command
-
-    def fake(sweep, run):
-        head, tail = real(sweep, run)[:3], real(sweep, run)[3:]
-        assert head == [sys.executable, "-m", "diffstride.main"]
-        return [sys.executable, "-S", str(script), *tail]
-
-    def set_behaviour(behaviour=""):
-        text = FAKE.format(behaviour=textwrap.dedent(behaviour))
-        script.write_text(text)
-
-    monkeypatch.setattr(runner.Sweep, "command", fake)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
-    monkeypatch.chdir(tmp_path)
-    set_behaviour()
-    return set_behaviour
+    return replace_training(FAKE, "", tmp_path, monkeypatch)
 
 
 def arguments(*more):

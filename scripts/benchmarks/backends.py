@@ -23,6 +23,8 @@ import sys
 import time
 from typing import Any
 
+from diffstride.formatting import markdown
+
 BACKENDS = ("tensorflow", "jax", "torch")
 # Says whether what two workdirs hold is the same.
 COMPARE = """
@@ -125,11 +127,11 @@ def measure(backend: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(measured: list[dict]) -> str:
     """Markdown of what was measured."""
-    lines = [
-        "| backend | accuracy | killed after | resumed to | CPU s, first epoch "
-        "| second start | whole run | compilations |",
-        "|---|---|---|---|---|---|---|---|",
+    header = [
+        *("backend", "accuracy", "killed after", "resumed to"),
+        *("CPU s, first epoch", "second start", "whole run", "compilations"),
     ]
+    lines = []
     for each in measured:
         summary = each["summary"]
 
@@ -137,7 +139,7 @@ def table(measured: list[dict]) -> str:
             value = each.get(run, {}).get(name)
             return "-" if value is None else f"{value:.0f}"
 
-        cells = [
+        row = [
             f"{each['backend']} {summary['environment'][each['backend']]}",
             f"{100 * summary['test_accuracy']:.2f} %",
             f"{each['killed']['epochs']} of {summary['epochs']} epochs",
@@ -147,8 +149,8 @@ def table(measured: list[dict]) -> str:
             seconds("whole", "cpu_seconds"),
             str(summary.get("compilations", "-")),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(row)
+    return markdown(header, lines)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from timing import BACKEND, measured_on  # noqa: E402
+from timing import BACKEND, measured_on, results_parser  # noqa: E402
 from walks import (  # noqa: E402
     COUNTED,
     MARGIN,
@@ -366,15 +366,8 @@ def _read_results(path: pathlib.Path) -> Any:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--output", type=pathlib.Path, help="results file, JSON")
-    add("--table", help="print the tables of this results file instead")
-    add("--data_dir", help="where TFDS keeps its data")
+    parser = results_parser(__doc__)
+    parser.add_argument("--data_dir", help="where TFDS keeps its data")
     arguments = parser.parse_args(argv[1:])
     if not (arguments.output or arguments.table):
         parser.error("give --output or --table")

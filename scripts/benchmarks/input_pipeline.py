@@ -36,6 +36,7 @@ from timing import (  # noqa: E402
     measured_on,
     measured_or_shown,
     peak_memory,
+    results_parser,
 )
 
 from diffstride import data  # noqa: E402
@@ -252,15 +253,10 @@ def _read_results(path: pathlib.Path) -> Any:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = results_parser(__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="least time for a clock"
     )
-    add = parser.add_argument
-    add("--output", type=pathlib.Path, help="results file, JSON")
-    add("--table", help="print the table of this results file instead")
-    add("--seconds", type=float, default=0.0, help="least time for a clock")
     return parser.parse_args(argv[1:])
 
 

@@ -48,6 +48,22 @@ def interleave(
     return found
 
 
+def results_parser(description: str) -> argparse.ArgumentParser:
+    """Returns the parser of a script that writes results, or shows old ones."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="results file, JSON"
+    )
+    parser.add_argument(
+        "--table", help="print what this results file has to show instead"
+    )
+    return parser
+
+
 def measured_or_shown(
     arguments: argparse.Namespace,
     measure: Callable[[float], dict],
