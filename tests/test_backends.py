@@ -255,6 +255,15 @@ def test_the_quickstart_was_trained_killed_and_resumed_on_each():
     assert backends.table(RESULTS) in page
 
 
+def test_what_files_and_callbacks_cost():
+    path = ROOT / "results" / "throughput.json"
+    results = json.loads(path.read_text())
+    throughput = script("throughput")
+    assert set(results["backends"]) == set(throughput.BACKENDS)
+    page = (ROOT / "docs" / "backends.md").read_text()
+    assert throughput.table(results) in page
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(data_dir, tmp_path):
     """Within a budget and on a schedule, to a plain network."""

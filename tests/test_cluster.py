@@ -496,7 +496,7 @@ def test_twelve_runs_on_two_workers_of_which_one_is_killed(
             if killed:
                 break
             time.sleep(0.05)
-            for line in os.popen(f"ps --ppid {worker.pid} -o args="):
+            for line in os.popen(f"ps -ww --ppid {worker.pid} -o args="):
                 found = re.search(r"--workdir=(\S+)", line)
                 if not found:  # A run that has ended a moment ago.
                     continue
