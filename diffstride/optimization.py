@@ -51,6 +51,32 @@ def exclude_strides_from_weight_decay(
     return optimizer
 
 
+def strides_apart(
+    optimizer: keras.Optimizer, of_strides: keras.Optimizer
+) -> keras.Optimizer:
+    """Gives strides an optimizer of their own.
+
+    Args:
+        optimizer: of all other weights.
+        of_strides: of the strides of this package's layers.
+
+    Returns:
+        A `keras.optimizers.MultiOptimizer`.
+
+    Raises:
+        ValueError: if Keras has none yet.
+    """
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        raise ValueError(
+            "An optimizer of the strides alone needs a Keras that has "
+            "`keras.optimizers.MultiOptimizer`: pip install --upgrade keras. "
+            f"Received: Keras {keras.__version__}"
+        )
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(optimizer, {".*/strides": of_strides})
+    )
+
+
 def optimizer_findings(model: keras.Model) -> list[str]:
     """Returns what the optimizer of a model does to strides, and the cure."""
     optimizer = getattr(model, "optimizer", None)

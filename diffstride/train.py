@@ -16,7 +16,10 @@ from diffstride.devices import check_compiling, place, set_up
 from diffstride.errors import ConfigError, as_config_errors
 from diffstride.hardening import TARGETS, harden
 from diffstride.networks import make_network
-from diffstride.optimization import exclude_strides_from_weight_decay
+from diffstride.optimization import (
+    exclude_strides_from_weight_decay,
+    strides_apart,
+)
 from diffstride.profiling import learns_strides
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
 from diffstride.stage import Stage, change_by_hardening
@@ -47,6 +50,7 @@ def train(
     jit_compile: bool = False,
     config_fn: Callable[[], str] | None = None,
     differing_fn: Callable[[str, str], Sequence[str]] | None = None,
+    stride_optimizer_cls: Callable[[], keras.Optimizer] | None = None,
 ) -> dict[str, Any]:
     """Trains a classifier, or goes on with a run that was interrupted.
 
@@ -126,6 +130,7 @@ def train(
         compiled = partial(
             _compiled,
             optimizer_cls=optimizer_cls,
+            stride_optimizer_cls=stride_optimizer_cls,
             label_smoothing=label_smoothing,
             jit_compile=jit_compile,
             tasks=datasets.heads,
@@ -289,6 +294,7 @@ def _steering(
 def _compiled(
     model: keras.Model,
     optimizer_cls: Callable[[], keras.Optimizer],
+    stride_optimizer_cls: Callable[[], keras.Optimizer] | None,
     label_smoothing: float,
     jit_compile: bool,
     tasks: Sequence[str] = (),
@@ -298,6 +304,8 @@ def _compiled(
     if jit_compile or on_jax and learned_layers(model):
         static_sizes(model)
     optimizer = optimizer_cls()
+    if stride_optimizer_cls and learns_strides(model):
+        optimizer = strides_apart(optimizer, stride_optimizer_cls())
     exclude_strides_from_weight_decay(optimizer, model)
     model.compile(
         optimizer,

@@ -9,7 +9,7 @@ from diffstride import (
     exclude_strides_from_weight_decay,
     static_sizes,
 )
-from diffstride.optimization import optimizer_findings
+from diffstride.optimization import optimizer_findings, strides_apart
 from diffstride.resnet import Resnet
 
 slow_on_jax = pytest.mark.skipif(BACKEND == "jax", reason="slow on JAX")
@@ -95,6 +95,25 @@ def test_strides_are_excluded_and_nothing_else(make):
     model.compile(optimizer, "mse")
     assert optimizer_findings(model) == []
     assert decays(optimizer, model) == {"conv/kernel"}
+
+
+@needs_multi
+def test_strides_learn_at_a_rate_of_their_own():
+    model = chain("first", "second")
+    optimizer = strides_apart(optimizers.SGD(0.25), optimizers.SGD(0.5))
+    before = [array(variable) for variable in model.trainable_variables]
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([ops.ones(v.shape) for v in model.trainable_variables])
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        moved = 0.5 if variable.path.endswith("strides") else 0.25
+        np.testing.assert_allclose(value - array(variable), moved, rtol=1e-5)
+
+
+def test_a_keras_without_the_like_is_one_line(monkeypatch):
+    monkeypatch.delattr(optimizers, "MultiOptimizer", raising=False)
+    with pytest.raises(ValueError, match="needs a Keras that has") as caught:
+        strides_apart(optimizers.Adam(), optimizers.Adam())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
