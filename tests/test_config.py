@@ -83,13 +83,16 @@ def test_every_shipped_config_parses():
         "cifar10_efficientnet.gin",
         "digits.gin",
         "digits_budget.gin",
+        "drums.gin",
         "fashion_mnist.gin",
         "imagenet_resnet18.gin",
+        "letters.gin",
         "notes_images.gin",
         "notes_instrument.gin",
         "notes_multitask.gin",
         "notes_pitch.gin",
         "nsynth.gin",
+        "sounds_multitask.gin",
         "speech_commands.gin",
     ]
     for name in names:

@@ -186,10 +186,12 @@ def test_envelopes_of_patches_decay_after_release(tmp_path):
 
 
 @pytest.mark.parametrize("name", soundfonts.FONTS)
-def test_missing_and_wrong_fonts_name_the_package(name, tmp_path, monkeypatch):
+def test_missing_and_wrong_fonts_name_the_package(name, tmp_path):
     font = soundfonts.FONTS[name]
-    with pytest.raises(DataError, match=f"{font.file}.*: {font.package}$"):
-        soundfonts.find(tmp_path, [name])
+    with pytest.raises(
+        DataError, match=f"{font.file}.* apt install {font.package}$"
+    ):
+        soundfonts.find(tmp_path, {name: font})
     (tmp_path / "below").mkdir()
     path = tmp_path / "below" / font.file
     if path.suffix:
@@ -197,11 +199,9 @@ def test_missing_and_wrong_fonts_name_the_package(name, tmp_path, monkeypatch):
     else:
         path.mkdir()
     with pytest.raises(DataError, match=f"{path} is not that of .* SHA-256"):
-        soundfonts.find(tmp_path, [name])
-    monkeypatch.setitem(
-        soundfonts.FONTS, name, font._replace(sha256=soundfonts._digest(path))
-    )
-    assert soundfonts.find(tmp_path, [name]) == {name: path}
+        soundfonts.find(tmp_path, {name: font})
+    font = font._replace(sha256=soundfonts._digest(path))
+    assert soundfonts.find(tmp_path, {name: font}) == {name: path}
 
 
 def test_renderer_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
@@ -214,7 +214,9 @@ def test_renderer_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
 def test_real_notes_are_alike_twice_and_have_their_pitch():
     pytest.importorskip("tinysoundfont")
     try:
-        paths = soundfonts.find(notes.Notes.files, ["csound", "freepats"])
+        names = ("csound", "freepats")
+        fonts = {name: soundfonts.FONTS[name] for name in names}
+        paths = soundfonts.find(notes.Notes.files, fonts)
     except DataError as error:
         pytest.skip(str(error))
     for path in paths.values():

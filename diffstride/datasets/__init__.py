@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from diffstride.datasets.digits import Digits as Digits
+from diffstride.datasets.drums import Drums as Drums
+from diffstride.datasets.letters import Letters as Letters
 from diffstride.datasets.notes import Notes as Notes
 from diffstride.datasets.spectrograms import NotesImages as NotesImages
 from diffstride.datasets.tones import Tones as Tones
@@ -22,7 +24,7 @@ def find_builder(
     try:
         return tfds.builder(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
-        names = ["digits", "notes", "notes_images", "tones"]
+        names = ["digits", "drums", "letters", "notes", "notes_images", "tones"]
         known = [*tfds.list_builders(), *names]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""

@@ -4,7 +4,6 @@ The task is to tell, from a second of sound, the family of the instrument and
 the pitch. No recording is in two splits: see docs/notes.md.
 """
 
-import hashlib
 import itertools
 import operator
 import pathlib
@@ -13,10 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
-from diffstride.datasets import soundfonts
-from diffstride.errors import DataError
+from diffstride.datasets import recordings, soundfonts
 
 # Of General MIDI's sixteen families, ten. Left out are the three of
 # synthesizers (no recordings), that of ethnic instruments (one origin, all
@@ -114,12 +111,7 @@ class Notes(tfds.core.GeneratorBasedBuilder):
             description="Notes of sampled instruments; fonts differ by split.",
             features=tfds.features.FeaturesDict(
                 {
-                    "audio": tfds.features.Audio(
-                        shape=(soundfonts.SAMPLE_RATE,),
-                        dtype=np.int16,
-                        sample_rate=soundfonts.SAMPLE_RATE,
-                        encoding="bytes",
-                    ),
+                    "audio": recordings.feature(),
                     "family": tfds.features.ClassLabel(names=list(FAMILIES)),
                     # As in NSynth, a label is the MIDI number.
                     "pitch": tfds.features.ClassLabel(num_classes=128),
@@ -132,9 +124,7 @@ class Notes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: object) -> dict:
-        found = soundfonts.find(
-            self.files, itertools.chain.from_iterable(FONTS.values())
-        )
+        found = soundfonts.find(self.files, soundfonts.FONTS)
         sizes = SIZES[self.builder_config.name]
         return {
             split: self._generate_examples(split, size, found)
@@ -144,42 +134,26 @@ class Notes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, size: int, paths: dict[str, pathlib.Path]
     ) -> Iterator[tuple[int, dict]]:
-        digest, count = hashlib.sha256(), 0
-        for font, its_notes in itertools.groupby(
-            notes(split, size), operator.attrgetter("font")
-        ):
-            instruments = soundfonts.load(paths[font])
-            for note in its_notes:
-                sound = soundfonts.render(
-                    instruments, note.program, note.pitch, note.velocity
-                )
-                if sound is None:
-                    continue
-                content = sound.astype("<i2").tobytes()
-                digest.update(content)
-                # Audio passes arrays on without encoding them.
-                encoded = np.array(content, dtype=object)
-                yield count, {"audio": encoded, **note._asdict()}
-                count += 1
-            del instruments  # Before the next takes as much memory.
-        self._check(split, count, digest.hexdigest()[:16])
-
-    def _check(self, split: str, count: int, digest: str) -> None:
-        """Refuses another number of notes; mentions other samples."""
         name = self.builder_config.name
-        expected = EXPECTED[name, split]
-        if count != expected[0]:
-            raise DataError(
-                f"'notes/{name}' must have {expected[0]} examples in "
-                f"'{split}', but {count} were rendered: is tinysoundfont the "
-                "version that docs/notes.md names?"
+        yield from recordings.checked(
+            _rendered(notes(split, size), paths),
+            f"notes/{name}",
+            split,
+            EXPECTED[name, split],
+        )
+
+
+def _rendered(
+    drawn: list[Note], paths: dict[str, pathlib.Path]
+) -> Iterator[dict]:
+    for font, its_notes in itertools.groupby(
+        drawn, operator.attrgetter("font")
+    ):
+        instruments = soundfonts.load(paths[font])
+        for note in its_notes:
+            sound = soundfonts.render(
+                instruments, note.program, note.pitch, note.velocity
             )
-        if digest != expected[1]:
-            logging.warning(
-                "The sound of 'notes/%s', split '%s', is not bit for bit that "
-                "of the published results (%s, not %s).",
-                name,
-                split,
-                digest,
-                expected[1],
-            )
+            if sound is not None:
+                yield {"audio": sound, **note._asdict()}
+        del instruments  # Before the next takes as much memory.

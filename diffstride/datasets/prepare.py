@@ -4,9 +4,9 @@
         --files=/usr/share/datasets/fashion-mnist --data_dir=DIR
 
 Fashion-MNIST is built from its four IDX files, compressed in any way or not at
-all: what is checked is their content. `notes` is rendered from soundfonts, in
-or below the folder. Any other data set is built from the archives that TFDS
-would download, which are checked by TFDS.
+all: what is checked is their content. `notes`, `drums`, `letters` are made from
+packages of Debian, in or below the folder. Any other data set is built from the
+archives that TFDS would download, which are checked by TFDS.
 """
 
 import gzip
@@ -19,7 +19,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-from diffstride.datasets import Notes, building, find_builder
+from diffstride.datasets import (
+    Drums,
+    Letters,
+    Notes,
+    building,
+    find_builder,
+)
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
@@ -67,7 +73,7 @@ def prepare(
         with building(builder):
             _store_fashion_mnist(builder, folder)
         return find_builder(name, data_dir)
-    if isinstance(builder, Notes):
+    if isinstance(builder, Drums | Letters | Notes):
         builder.files = folder
         with building(builder):
             builder.download_and_prepare()

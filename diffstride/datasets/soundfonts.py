@@ -7,7 +7,7 @@ aliases at a low rate.
 
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +28,10 @@ _LOUDEST_PEAK = 1.0
 
 
 class Font(NamedTuple):
-    """A set of instruments, the Debian package that has it, its SHA-256."""
+    """A file or folder of sounds, the Debian package that has it, its SHA-256.
+
+    Of a folder it is that of its files, one after the other.
+    """
 
     file: str
     package: str
@@ -133,33 +136,40 @@ def render(
     return np.round(sound * 32767).astype("int16")
 
 
-def find(folder: pathlib.Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
-    """Finds fonts by their names in `FONTS`, anywhere below a folder.
+def find(
+    folder: pathlib.Path, wanted: Mapping[str, Font]
+) -> dict[str, pathlib.Path]:
+    """Finds fonts by the names of their files, anywhere below a folder.
 
     Raises:
         DataError: If one is not there, or is not that of Debian.
     """
-    fonts = {name: FONTS[name] for name in names}
-    files = {font.file for font in fonts.values()}
-    paths = {
-        path.name: path for path in folder.rglob("*") if path.name in files
-    }
-    missing = [font for font in fonts.values() if font.file not in paths]
+    candidates: dict[str, list] = {font.file: [] for font in wanted.values()}
+    for path in folder.rglob("*"):
+        if path.name in candidates:
+            candidates[path.name].append(path)
+    missing = [font for font in wanted.values() if not candidates[font.file]]
     if missing:
+        packages = dict.fromkeys(font.package for font in missing)
         raise DataError(
-            "`files` must be a folder with the fonts in it or below. Missing "
-            f"in {folder}: {', '.join(font.file for font in missing)}. Install "
-            f"from Debian: {' '.join(font.package for font in missing)}"
+            "`files` must be a folder with what is rendered in it or below. "
+            f"Missing in {folder}: {', '.join(font.file for font in missing)}. "
+            f"On Debian: apt install {' '.join(packages)}"
         )
-    for font in fonts.values():
-        digest = _digest(paths[font.file])
-        if digest != font.sha256:
-            raise DataError(
-                f"{paths[font.file]} is not that of the Debian package "
-                f"{font.package}: its SHA-256 is {digest}, expected "
-                f"{font.sha256}"
-            )
-    return {name: paths[font.file] for name, font in fonts.items()}
+    return {
+        name: _right(font, sorted(candidates[font.file]))
+        for name, font in wanted.items()
+    }
+
+
+def _right(font: Font, paths: list[pathlib.Path]) -> pathlib.Path:
+    digests = {_digest(path): path for path in reversed(paths)}
+    if font.sha256 not in digests:
+        raise DataError(
+            f"{paths[0]} is not that of the Debian package {font.package}: its "
+            f"SHA-256 is {_digest(paths[0])}, expected {font.sha256}"
+        )
+    return digests[font.sha256]
 
 
 def load(path: pathlib.Path) -> Instruments:
@@ -170,8 +180,10 @@ def load(path: pathlib.Path) -> Instruments:
 
 
 def _digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file, or of the patches in a folder in their order."""
+    """SHA-256 of a file, or of the files of a folder in their order."""
     digest = hashlib.sha256()
-    for part in sorted(path.glob("*.pat")) if path.is_dir() else [path]:
-        digest.update(part.read_bytes())
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        # What authors say of their sounds does not count.
+        if part.is_file() and part.suffix != ".txt":
+            digest.update(part.read_bytes())
     return digest.hexdigest()

@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Which recordings do the fonts of the data set `notes` share?
+"""Which recordings do fonts, or splits of a data set, share?
 
     python scripts/benchmarks/shared_recordings.py --files=/usr/share
+    python scripts/benchmarks/shared_recordings.py --name=drums --data_dir=data
 
-Two notes of one program and pitch are compared by the highest peak of the
-correlation of their phases, over half a second: 1 for the same recording,
-wherever it begins and however it is filtered. Two recordings of one kind of
-instrument give little more than those of different instruments, which are the
-control. The table has medians over programs, each a median over five pitches.
+The first compares the fonts of `notes`. Two notes of one program and pitch are
+compared by the highest peak of the correlation of their phases, over half a
+second: 1 for the same recording, wherever it begins and however it is filtered.
+Two recordings of one kind of instrument give little more than those of
+different instruments, which are the control. The table has medians over
+programs, each a median over five pitches.
+
+The second compares the sounds of each split of `drums` or `letters` with those
+of the others. The table has the highest peaks, of sounds of one class and, as
+the control, of different classes; then come the pairs that share a recording.
 """
 
 import argparse
@@ -16,8 +22,9 @@ import pathlib
 import sys
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from diffstride.datasets import soundfonts
+from diffstride.datasets import find_builder, soundfonts
 from diffstride.datasets.notes import FAMILIES
 from diffstride.errors import run_reporting_errors
 
@@ -33,8 +40,13 @@ def main(argv: list[str]) -> int:
     """Renders the notes, and prints a row for each pair of fonts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--files", default="/usr/share")
-    folder = pathlib.Path(parser.parse_args(argv).files)
-    found = soundfonts.find(folder, soundfonts.FONTS)
+    parser.add_argument("--name", choices=("drums", "letters"))
+    parser.add_argument("--data_dir")
+    options = parser.parse_args(argv)
+    if options.name:
+        _compare_splits(find_builder(options.name, options.data_dir))
+        return 0
+    found = soundfonts.find(pathlib.Path(options.files), soundfonts.FONTS)
     fonts = {name: _render(path) for name, path in found.items()}
     print("| fonts | programs | median | control | shared | programs shared |")
     print("|---|---|---|---|---|---|")
@@ -78,18 +90,53 @@ def likeness(ones: list, others: list) -> float:
     return float(np.median(peaks)) if peaks else np.nan
 
 
+def _compare_splits(builder: tfds.core.DatasetBuilder) -> None:
+    _, key = builder.info.supervised_keys
+    splits = {
+        split: list(tfds.as_numpy(builder.as_dataset(split)))
+        for split in builder.info.splits
+    }
+    print("| splits | pairs of a class | highest | control | shared |")
+    print("|---|---|---|---|---|")
+    names = []
+    for ones, others in itertools.combinations(splits, 2):
+        first, second = splits[ones], splits[others]
+        alike = np.array([[x[key] == y[key] for y in second] for x in first])
+        spectra = _whitened([y["audio"] for y in second])
+        peaks = np.stack(
+            [_peaks(x, spectra) for x in _whitened([x["audio"] for x in first])]
+        )
+        print(
+            f"| {ones}, {others} | {alike.sum()} | {peaks[alike].max():.2f} | "
+            f"{peaks[~alike].max():.2f} | {(peaks > _SHARED).sum()} |"
+        )
+        names += [
+            (peaks[i, j], first[i], second[j])
+            for i, j in np.argwhere(peaks > _SHARED)
+        ]
+    for peak, *pair in names:
+        for sound in pair:
+            sound.pop("audio", None)
+        print(f"{peak:.2f}", *pair)
+
+
 def _peak(one: np.ndarray, other: np.ndarray) -> float:
-    first, second = (
-        np.fft.rfft(note[:_LENGTH].astype(float), 2 * _LENGTH)
-        for note in (one, other)
-    )
+    return float(_peaks(*_whitened([one, other])))
+
+
+def _peaks(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Highest values of the correlations of one spectrum with others."""
+    return np.abs(np.fft.irfft(one * others.conj())).max(axis=-1)
+
+
+def _whitened(sounds: list[np.ndarray]) -> np.ndarray:
+    """Spectra of half a second, of which little more than phases is left."""
+    spectra = np.array([np.fft.rfft(x[:_LENGTH], 2 * _LENGTH) for x in sounds])
+    magnitudes = np.abs(spectra)
     # Bins 60 dB below the strongest count for little: they are noise.
-    first, second = (
-        each / (np.abs(each) + 1e-3 * np.abs(each).max())
-        for each in (first, second)
-    )
-    scale = np.sqrt(np.mean(np.abs(first) ** 2) * np.mean(np.abs(second) ** 2))
-    return np.abs(np.fft.irfft(first * second.conj())).max() / scale
+    spectra /= magnitudes + 1e-3 * magnitudes.max(axis=-1, keepdims=True)
+    power = np.mean(np.abs(spectra) ** 2, axis=-1, keepdims=True)
+    return spectra / np.sqrt(power)
 
 
 if __name__ == "__main__":
