@@ -28,10 +28,13 @@ FONTS = {
 _SHARES = {"test": 0.2, "validation": 0.1}
 # Letters and the start of the SHA-256 of their samples.
 EXPECTED = {
-    "train": (0, ""),
-    "validation": (0, ""),
-    "test": (0, ""),
+    "train": (412, "135eaaa54ab1c5be"),
+    "validation": (60, "a7345f89e1a44549"),
+    "test": (116, "07887724c392f7ff"),
 }
+# Silence around a letter, which is as long as a speaker's microphone was open,
+# would tell the language. It ends where this share of the peak is reached.
+_SILENT = 0.05
 _SEED = 0
 
 
@@ -71,7 +74,7 @@ class Letters(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict]]:
         letters = (
             {
-                "audio": recordings.read(path),
+                "audio": _trimmed(recordings.read(path)),
                 "language": path.parts[-3],
                 "letter": path.stem,
             }
@@ -97,3 +100,9 @@ def _divided(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
             paths = paths[count:]
         divided["train"] += paths
     return divided
+
+
+def _trimmed(sound: np.ndarray) -> np.ndarray:
+    loudness = np.abs(sound)
+    loud = np.flatnonzero(loudness >= _SILENT * loudness.max())
+    return sound[loud[0] : loud[-1] + 1]
