@@ -100,6 +100,10 @@ def train(
         differing_fn: called with two such texts, returns the settings that
             forbid to go on from one with the other; by default all lines that
             are not in both.
+        stride_optimizer_cls: called without arguments, returns an optimizer for
+            the strides alone; `None` leaves them to the other one. With Adam
+            and its like, which normalise gradients, only this gives strides a
+            learning rate of their own.
 
     Returns:
         The content of `summary.json`.
