@@ -298,10 +298,10 @@ def _steering(
 def _compiled(
     model: keras.Model,
     optimizer_cls: Callable[[], keras.Optimizer],
-    stride_optimizer_cls: Callable[[], keras.Optimizer] | None,
     label_smoothing: float,
     jit_compile: bool,
     tasks: Sequence[str] = (),
+    stride_optimizer_cls: Callable[[], keras.Optimizer] | None = None,
 ) -> keras.Model:
     # Our ResNets are so on JAX without being told.
     on_jax = keras.backend.backend() == "jax"

@@ -795,13 +795,16 @@ def test_a_stray_argument_and_a_missing_flag(capsys, main_here):
     assert (status, err[:32]) == (1, "error: --gin_config is required,")
 
 
-SOUNDS = ("audio", "notes_instrument", "notes_pitch", "nsynth", "speech")
+SOUNDS = (
+    *("audio", "drums", "letters", "notes_instrument", "notes_pitch"),
+    *("notes_multitask", "nsynth", "sounds", "speech"),
+)
 CONFIGS = sorted(
     path.name
     for path in config.configs_dir().glob("*.gin")
     # That of ImageNet reads files in a new order: test_cropping.py has some.
     if path.name not in ("base.gin", "imagenet_resnet18.gin")
-    and not path.name.startswith((*SOUNDS, "notes_multitask"))
+    and not path.name.startswith(SOUNDS)
     # They are in test_audio.py.
 )
 # Those that say little that others do not: tests above train digits.gin and
