@@ -13,7 +13,6 @@ which depends less on what else the machine does. Peak memory is that of one
 epoch in a process of its own. It takes about three minutes.
 """
 
-import argparse
 import concurrent.futures
 import io
 import multiprocessing
@@ -36,7 +35,7 @@ from timing import (  # noqa: E402
     measured_on,
     measured_or_shown,
     peak_memory,
-    results_parser,
+    timed_parser,
 )
 
 from diffstride import data  # noqa: E402
@@ -55,7 +54,12 @@ LIMIT = "decode a random window"
 
 def main(argv: list[str]) -> int:
     """Measures, prints the table, writes the results."""
-    return measured_or_shown(_arguments(argv), measure, table, _read_results)
+    return measured_or_shown(
+        timed_parser(__doc__).parse_args(argv[1:]),
+        measure,
+        table,
+        _read_results,
+    )
 
 
 def measure(seconds: float) -> dict[str, Any]:
@@ -250,14 +254,6 @@ def _in_process(function: Callable, *args: Any) -> Any:
 
 def _read_results(path: pathlib.Path) -> Any:
     return read_json(path, {"speed": [dict], "memory": [dict]}, "Move it away")
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = results_parser(__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="least time for a clock"
-    )
-    return parser.parse_args(argv[1:])
 
 
 if __name__ == "__main__":

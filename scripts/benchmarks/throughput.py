@@ -15,7 +15,6 @@ processor time, which depends less on what else the machine does. What happens
 once in an epoch or a run is left out. It takes about ten minutes a backend.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -36,11 +35,12 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
+from backends import BACKENDS  # noqa: E402
 from timing import (  # noqa: E402
     BACKEND,
     interleave,
     measured_on,
-    results_parser,
+    timed_parser,
 )
 
 from diffstride import DiffStride, data, devices, resnet  # noqa: E402
@@ -56,7 +56,6 @@ from diffstride.stage import Stage  # noqa: E402
 from diffstride.static import Retracer, learned_layers  # noqa: E402
 from diffstride.tasks import objectives  # noqa: E402
 
-BACKENDS = ("tensorflow", "jax", "torch")
 BARE, FIT, HARNESS = "bare step", "fit, from memory", "the harness"
 TOGETHER = 8  # Steps in one execution.
 AT_ONCE = f"{FIT}, {TOGETHER} steps at once"
@@ -389,7 +388,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measures, prints the table, writes the results."""
-    arguments = _arguments(argv)
+    arguments = timed_parser(__doc__).parse_args(argv[1:])
     if arguments.table:
         print(table(json.loads(pathlib.Path(arguments.table).read_text())))
         return 0
@@ -415,14 +414,6 @@ def main(argv: list[str]) -> int:
 
 def _read_results(path: pathlib.Path) -> Any:
     return read_json(path, {"backends": dict}, "Move it away")
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = results_parser(__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=0.0, help="least time for a clock"
-    )
-    return parser.parse_args(argv[1:])
 
 
 if __name__ == "__main__":

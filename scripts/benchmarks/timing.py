@@ -64,6 +64,15 @@ def results_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def timed_parser(description: str) -> argparse.ArgumentParser:
+    """Returns the like for a script whose contenders take turns."""
+    parser = results_parser(description)
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="least time for a clock"
+    )
+    return parser
+
+
 def measured_or_shown(
     arguments: argparse.Namespace,
     measure: Callable[[float], dict],
