@@ -116,15 +116,13 @@ EXPECTED = {
 }
 
 
-class Drums(tfds.core.GeneratorBasedBuilder):
+class Drums(recordings.Recorded):
     """One-second hits of nine classes of drums; kits differ by split.
 
     Kits are looked for in `files`, a folder, and below.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Where packages of Debian are installed.
-    files = pathlib.Path("/usr/share")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

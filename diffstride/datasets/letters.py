@@ -38,15 +38,13 @@ _SILENT = 0.05
 _SEED = 0
 
 
-class Letters(tfds.core.GeneratorBasedBuilder):
+class Letters(recordings.Recorded):
     """Spoken letters, labelled by language; each letter is in one split.
 
     The folder `klettres` is looked for in `files`, a folder, and below.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Where packages of Debian are installed.
-    files = pathlib.Path("/usr/share")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

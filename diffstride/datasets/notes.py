@@ -88,7 +88,7 @@ def notes(split: str, size: int) -> list[Note]:
     return [n for n in chosen if (n.font, n.program) not in SHARED]
 
 
-class Notes(tfds.core.GeneratorBasedBuilder):
+class Notes(recordings.Recorded):
     """One-second notes of 70 instruments: family and pitch.
 
     Fonts are looked for in `files`, a folder, and below. Configurations are
@@ -102,8 +102,6 @@ class Notes(tfds.core.GeneratorBasedBuilder):
         )
         for name, sizes in SIZES.items()
     ]
-    # Where packages of Debian are installed.
-    files = pathlib.Path("/usr/share")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

@@ -19,13 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-from diffstride.datasets import (
-    Drums,
-    Letters,
-    Notes,
-    building,
-    find_builder,
-)
+from diffstride.datasets import building, find_builder
+from diffstride.datasets.recordings import Recorded
 from diffstride.errors import DataError, UserError, run_reporting_errors
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as fashion_mnist.")
@@ -73,7 +68,7 @@ def prepare(
         with building(builder):
             _store_fashion_mnist(builder, folder)
         return find_builder(name, data_dir)
-    if isinstance(builder, Drums | Letters | Notes):
+    if isinstance(builder, Recorded):
         builder.files = folder
         with building(builder):
             builder.download_and_prepare()

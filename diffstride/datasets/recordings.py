@@ -13,6 +13,13 @@ from diffstride.datasets.soundfonts import SAMPLE_RATE
 from diffstride.errors import DataError
 
 
+class Recorded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of sounds from `files`, a folder: they are there or below."""
+
+    # Where packages of Debian are installed.
+    files = pathlib.Path("/usr/share")
+
+
 def feature(samples: int | None = SAMPLE_RATE) -> tfds.features.Audio:
     """Returns the feature of mono sounds, `None` for those of any length."""
     return tfds.features.Audio(
