@@ -5,6 +5,7 @@ under the names that the authors' release used, config files are found and
 parsed, and every binding is checked before anything runs.
 """
 
+import difflib
 import inspect
 import logging
 import math
@@ -225,8 +226,12 @@ gin.config.register_file_reader(
 )
 
 
-def _available() -> str:
+def _available(file: str) -> str:
+    """The configs like this one that come with DiffStride, or else all."""
     names = sorted(p.name for p in configs_dir().glob("*.gin"))
+    close = difflib.get_close_matches(os.path.basename(file), names)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
     return f"Configs that come with DiffStride: {', '.join(names)}"
 
 
@@ -237,7 +242,7 @@ def _find(file: str, where: str = "") -> pathlib.Path:
             return pathlib.Path(path)
     raise ConfigError(
         f"{where}Config file {file!r} not found, neither as a path nor in "
-        f"{configs_dir()}. {_available()}"
+        f"{configs_dir()}. {_available(file)}"
     )
 
 
