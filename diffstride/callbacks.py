@@ -69,7 +69,8 @@ class Backup(keras.callbacks.Callback):
     overwrites weights and epoch one after the other, in place.) A model that
     was saved when the run had ended, `saved`, serves in the backup's stead.
     `prefix` tells apart the backups of several networks. What is to be restored
-    is read from `read_from` instead of `directory`, if it is given.
+    is read from `read_from` instead of `directory`, if it is given. `before` is
+    the number of epochs that the optimizer does not count.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class Backup(keras.callbacks.Callback):
         saved: pathlib.Path | None = None,
         prefix: str = "",
         read_from: str | os.PathLike | None = None,
+        before: int = 0,
     ):
         super().__init__()
         name = f"{prefix}latest.weights.h5"
         self.path = pathlib.Path(directory) / name
         self.steps_per_epoch = steps_per_epoch
+        self._before = before
         self._sources = [pathlib.Path(read_from or directory) / name]
         if saved:
             self._sources.append(saved)
@@ -129,7 +132,7 @@ class Backup(keras.callbacks.Callback):
                 f"step {_step(model)} does not end an epoch of "
                 f"{self.steps_per_epoch} steps"
             )
-        return epochs
+        return self._before + epochs
 
     def _save(self, path: pathlib.Path) -> None:
         # On a full disk HDF5 crashes the process, but not when it writes to
@@ -158,6 +161,7 @@ class EpochRecorder(keras.callbacks.Callback):
     multiply-accumulates (`macs`) and `activation_bytes`. On JAX also how many
     steps were compiled in the epoch, and the time this took. Rows of epochs
     that are about to be repeated are taken out when training begins.
+    `steps_before` are those of the run that the optimizer does not count.
     """
 
     def __init__(
@@ -166,11 +170,13 @@ class EpochRecorder(keras.callbacks.Callback):
         image_shape: tuple[int, ...],
         first_epoch: int = 0,
         tasks: Sequence[str] = (),
+        steps_before: int = 0,
     ):
         super().__init__()
         self.path = pathlib.Path(path)
         self.image_shape = image_shape
         self.tasks = tasks
+        self._steps_before = steps_before
         self.rows = [
             row for row in read_rows(self.path) if row["epoch"] <= first_epoch
         ]
@@ -210,7 +216,7 @@ class EpochRecorder(keras.callbacks.Callback):
         }
         row = {
             "epoch": epoch + 1,
-            "step": _step(self.model),
+            "step": self._steps_before + _step(self.model),
             "seconds": time.perf_counter() - self._start,
             **with_means(logs or {}, self.tasks),
             **self.scalars,

@@ -26,6 +26,8 @@ class Stage:
         config_text: settings in force.
         saved: name of the model that is saved in the end.
         prefix: of the name of the backup.
+        before: epochs of the run before this network's first, whose steps its
+            optimizer does not count.
     """
 
     def __init__(
@@ -36,18 +38,21 @@ class Stage:
         config_text: str,
         saved: str,
         prefix: str = "",
+        before: int = 0,
     ):
         self._root = root
         self._own = own
         self._datasets = datasets
         self._config_text = config_text
         self._saved = f"{saved}.keras"
+        self._before = before
         self.backup = callbacks.Backup(
             own / "backup",
             datasets.steps_per_epoch,
             root / self._saved,
             prefix,
             root / "backup",
+            before,
         )
 
     def restore(self, model: keras.Model) -> int:
@@ -72,6 +77,7 @@ class Stage:
             datasets.image_shape,
             first_epoch,
             datasets.heads,
+            self._before * datasets.steps_per_epoch,
         )
         validation = datasets.validation
         if validation is None:

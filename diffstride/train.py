@@ -86,7 +86,8 @@ def train(
         finetune_epochs: how many of the epochs, the last ones, train the
             hardened network.
         restart: whether these epochs begin with new weights, drawn from the
-            seed, and not with those that were learned.
+            seed, and the learning rate of a first step, as a network does that
+            has these strides from the start.
         devices: devices to train on, such as `["GPU:0", "GPU:1"]`; by default
             all GPUs, or else the CPU. Only TensorFlow takes several.
         deterministic: whether the backend is held to deterministic operations,
@@ -184,7 +185,10 @@ def train(
                 *(model, harden_to, budget, datasets, compiled),
                 new_weights_from=seed if restart else None,
             )
-        stage = Stage(root, own, datasets, config_text, "model", _HARDENED)
+        stage = Stage(
+            *(root, own, datasets, config_text, "model", _HARDENED),
+            before=epochs if restart else 0,
+        )
         first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
         return stage.finish(plain, seed, change)
@@ -330,14 +334,14 @@ def _hardened(
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Makes the plain network, and tells what that has changed.
 
-    Its optimizer is as far as that of the model. Its weights are the model's,
-    or new ones from a seed.
+    It has the model's weights and an optimizer that is as far. Or it is new
+    from a seed, and so is the optimizer.
     """
     plain = compiled(harden(model, to, datasets.image_shape, macs=budget))
     change = change_by_hardening(to, model, plain, datasets)
     if new_weights_from is not None:
         keras.utils.set_random_seed(new_weights_from)
-        plain = compiled(rebuilt(plain, "train"))
+        return compiled(rebuilt(plain, "train")), change
     steps = keras.ops.copy(model.optimizer.iterations)
     plain.optimizer.iterations.assign(steps)
     return plain, change

@@ -495,6 +495,12 @@ def test_a_hardened_network_can_begin_with_new_weights(
     assert status == 0, err
     for path, value in begun[3].items():  # Drawn again, alike.
         np.testing.assert_array_equal(value, plain[path])
+    # Its optimizer begins anew, the run goes on.
+    learned, plain = rows(tmp_path / "run")
+    assert plain["learning_rate"] == learned["learning_rate"]
+    assert (learned["step"], plain["step"]) == (5, 10)
+    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
+    assert (status, len(rows(tmp_path / "run"))) == (0, 2), err
 
 
 @pytest.mark.parametrize(
