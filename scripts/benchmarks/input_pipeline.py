@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     """Measures, prints the table, writes the results."""
     return measured_or_shown(
         timed_parser(__doc__).parse_args(argv[1:]),
-        measure,
+        lambda arguments, _: measure(arguments.seconds),
         table,
         _read_results,
     )

@@ -76,7 +76,12 @@ class FFTPair(keras.layers.Layer):
 
 def main(argv: list[str]) -> int:
     """Measures, prints the tables, writes the results."""
-    return measured_or_shown(_arguments(argv), measure, tables, _read_results)
+    return measured_or_shown(
+        _arguments(argv),
+        lambda arguments, _: measure(arguments.seconds),
+        tables,
+        _read_results,
+    )
 
 
 def measure(seconds: float) -> dict[str, Any]:

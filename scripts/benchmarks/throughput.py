@@ -15,11 +15,11 @@ processor time, which depends less on what else the machine does. What happens
 once in an epoch or a run is left out. It takes about ten minutes a backend.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
 import io
-import json
 import os
 import pathlib
 import statistics
@@ -40,17 +40,13 @@ from timing import (  # noqa: E402
     BACKEND,
     interleave,
     measured_on,
+    measured_or_shown,
     timed_parser,
 )
 
 from diffstride import DiffStride, data, devices, resnet  # noqa: E402
 from diffstride.errors import run_reporting_errors  # noqa: E402
-from diffstride.files import (  # noqa: E402
-    make_folder,
-    read_json,
-    read_ours,
-    replace_text,
-)
+from diffstride.files import read_json  # noqa: E402
 from diffstride.formatting import markdown  # noqa: E402
 from diffstride.stage import Stage  # noqa: E402
 from diffstride.static import Retracer, learned_layers  # noqa: E402
@@ -388,28 +384,27 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measures, prints the table, writes the results."""
-    arguments = timed_parser(__doc__).parse_args(argv[1:])
-    if arguments.table:
-        print(table(json.loads(pathlib.Path(arguments.table).read_text())))
-        return 0
-    path, results = arguments.output, None
-    if path:
-        results = read_ours(
-            path, "--output", "results of this script", _read_results
-        )
-        make_folder(path.parent, "--output")
-    results = results or {"backends": {}}
+    return measured_or_shown(
+        timed_parser(__doc__).parse_args(argv[1:]),
+        _with_this_backend,
+        table,
+        _read_results,
+    )
+
+
+def _with_this_backend(
+    arguments: argparse.Namespace, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the content of a results file, other backends' as before."""
     begin = time.perf_counter()
     rows = measure(arguments.seconds)
-    results["backends"][BACKEND] = {
+    found = {
         "environment": measured_on(),
         "rows": rows,
         "seconds": round(time.perf_counter() - begin),
     }
-    if path:
-        replace_text(path, json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    return 0
+    results = before or {"backends": {}}
+    return {"backends": {**results["backends"], BACKEND: found}}
 
 
 def _read_results(path: pathlib.Path) -> Any:

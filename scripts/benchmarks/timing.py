@@ -75,19 +75,22 @@ def timed_parser(description: str) -> argparse.ArgumentParser:
 
 def measured_or_shown(
     arguments: argparse.Namespace,
-    measure: Callable[[float], dict],
+    measure: Callable[[argparse.Namespace, dict | None], dict],
     table: Callable[[dict], str],
     read: Callable[[pathlib.Path], Any],
 ) -> int:
-    """Measures, prints the table and writes the results, or prints old ones."""
+    """Measures, prints the table and writes the results, or prints old ones.
+
+    `measure` is given the arguments and what the results file has before.
+    """
     if arguments.table:
         print(table(json.loads(pathlib.Path(arguments.table).read_text())))
         return 0
-    path = arguments.output
+    path, before = arguments.output, None
     if path:
-        read_ours(path, "--output", "results of this script", read)
+        before = read_ours(path, "--output", "results of this script", read)
         make_folder(path.parent, "--output")
-    results = measure(arguments.seconds)
+    results = measure(arguments, before)
     if path:
         replace_text(path, json.dumps(results, indent=1) + "\n")
     print(table(results))
