@@ -55,7 +55,7 @@ def randomised(model, seed=0):
         if "float" not in variable.dtype:
             continue
         shape = variable.shape
-        if variable.name in ("moving_variance", "gamma"):
+        if variable.name in ("moving_variance", "variance", "gamma"):
             value = generator.uniform(0.5, 1.5, shape)
         elif variable.name == "kernel" or "kernel" in variable.name:
             value = generator.normal(0, 1 / np.sqrt(np.prod(shape[:-1])), shape)
@@ -85,7 +85,8 @@ def assert_same(model, other, x=None):
     pairs = list(zip(outputs(model, x), outputs(other, x), strict=True))
     for one, two in pairs:
         assert one.std() > 1e-3  # Of zeros everything would be the same.
-        atol = 1e-10 if one.dtype == np.float64 else 1e-5
+        # On torch Keras's mean is of single precision, whatever it is given.
+        atol = 1e-7 if one.dtype == np.float64 else 1e-5
         np.testing.assert_allclose(one, two, atol=atol)
 
 
@@ -605,11 +606,13 @@ def test_families_train(name):
     if JAX:
         diffstride.static_sizes(new)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    new.compile(keras.optimizers.SGD(1e-3), loss, jit_compile=JAX)
+    new.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=JAX)
     before = [array(layer.stride_weights) for layer in pooling_layers(new)]
     x = batch(new, 4)
     history = new.fit(x, np.arange(4) % 3, batch_size=4, epochs=3, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     for old, layer in zip(before, pooling_layers(new), strict=True):
-        assert (old != array(layer.stride_weights)).all()
+        # Only the mean of the last map counts, which no stride changes.
+        last = layer.name == "block5_pool_stride"
+        assert last or (old != array(layer.stride_weights)).all()
     assert_same(new, freeze(new), x)
