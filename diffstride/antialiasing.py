@@ -25,7 +25,8 @@ class BlurPool2D(Strided, BaseMapLayer):
     Each axis by itself is mirrored at its ends, the outermost sample not
     repeated, filtered, and sampled. Filters are rows of Pascal's triangle that
     sum up to one: `(1, 1) / 2`, `(1, 2, 1) / 4`, `(1, 3, 3, 1) / 8`, and so on.
-    Even ones take a sample more on the far side than on the near one.
+    Even ones take a sample more on the far side than on the near one. An axis
+    of stride 1, where nothing is left out, stays as it is.
 
     Args:
         strides: an integer >= 1, or one for each axis, (height, width).
@@ -82,7 +83,8 @@ class BlurPool2D(Strided, BaseMapLayer):
         """Returns the maps, blurred and sampled."""
         x = ops.cast(inputs, self.compute_dtype)
         for axis, stride in zip(self.spatial_axes, self.strides, strict=True):
-            x = _blurred(x, axis, self.kernel_size, stride)
+            if stride > 1:
+                x = _blurred(x, axis, self.kernel_size, stride)
         return x
 
     def get_config(self) -> dict:
@@ -99,9 +101,12 @@ class BlurPool2D(Strided, BaseMapLayer):
         for axis, size in zip(self.spatial_axes, before, strict=True):
             shape[axis] = size
         total = 0
-        for axis, size in zip(self.spatial_axes, after, strict=True):
+        for axis, size, stride in zip(
+            self.spatial_axes, after, self.strides, strict=True
+        ):
             shape[axis] = size
-            total += self.kernel_size * math.prod(shape)
+            if stride > 1:
+                total += self.kernel_size * math.prod(shape)
         return total
 
     def _static_sizes(self, sizes: Sequence) -> tuple:
@@ -122,7 +127,8 @@ class MaxBlurPool2D(BlurPool2D):
     """The maximum at every position, then `BlurPool2D`.
 
     Max pooling is taken apart: the maximum of each window at stride 1, and a
-    subsampling, before which it is blurred.
+    subsampling, before which it is blurred. With strides of 1 on both axes maps
+    stay as they are.
 
     Args:
         strides: an integer >= 1, or one for each axis, (height, width).
@@ -180,6 +186,8 @@ class MaxBlurPool2D(BlurPool2D):
     def call(self, inputs: Any) -> Any:
         """Returns the maxima, blurred and sampled."""
         x = ops.cast(inputs, self.compute_dtype)
+        if max(self.strides) == 1:
+            return x
         self._before_blur(spatial_sizes(x, self.data_format))
         maxima = ops.max_pool(
             x, self.pool_size, 1, self.padding, self.data_format
@@ -196,7 +204,7 @@ class MaxBlurPool2D(BlurPool2D):
 
     def _before_blur(self, sizes: Sequence) -> tuple:
         """Sizes of the maxima; those that are not known are not looked at."""
-        if self.padding == "same":
+        if self.padding == "same" or max(self.strides) == 1:
             return tuple(sizes)
         known = [
             (size, pool)

@@ -60,6 +60,8 @@ def blurred(x, kernel_size, strides):
     for _ in range(kernel_size - 1):
         taps = np.convolve(taps, [0.5, 0.5])
     for axis, stride in enumerate(strides, 2):
+        if stride == 1:
+            continue
         x = scipy.ndimage.correlate1d(
             x.astype("float64"),
             taps,
@@ -164,6 +166,8 @@ def test_max_blur_pool(pool, padding, data_format):
     np.testing.assert_allclose(
         apply(layer, x), blurred(maxima, 3, (2, 3)), atol=ATOL
     )
+    layer = MaxBlurPool2D(1, 3, pool, padding, data_format)
+    np.testing.assert_array_equal(apply(layer, x), x)
 
 
 @pytest.mark.parametrize("data_format", some(*FORMATS))
@@ -592,6 +596,7 @@ def test_costs_are_those_of_what_is_multiplied():
     assert macs(FractionalMaxPooling2D(1.5), *shape) == 0
     assert macs(BlurPool2D(2, 1), *shape) == 0
     assert macs(BlurPool2D((2, 3), 4), *shape) == 4 * c * (6 * w + 6 * 4)
+    assert macs(BlurPool2D((1, 3), 4), *shape) == 4 * c * h * 4
     valid = MaxBlurPool2D((2, 3), 4, padding="valid")
     assert macs(valid, *shape) == 4 * c * (6 * (w - 1) + 6 * 3)
     dct = DCTDiffStride((2, 3), ramp="inner")
