@@ -159,21 +159,9 @@ def train(
     with placement.running(), hosts.own_folder(root) as own:
         config_text = f"{_BACKEND}{keras.backend.backend()}\n"
         config_text += config_fn() if config_fn else ""
-        for name in ("backup", "tensorboard"):
-            files.make_folder(own / name, f"`{name}` of the run")
-        stage = Stage(
-            root,
-            own,
-            datasets,
-            config_text,
-            "learned" if harden_to else "model",
-        )
-        if hosts.leads():
-            _check_same_run(root, stage.backup, config_text, differing_fn)
-        first_epoch = stage.restore(model)
-        files.replace_text(own / "config.gin", config_text)
-        if first_epoch:
-            logging.info("Going on after epoch %d in %s", first_epoch, root)
+        make_stage = partial(Stage, root, own, datasets, config_text)
+        stage = make_stage("learned" if harden_to else "model")
+        first_epoch = _begun(stage, model, root, own, config_text, differing_fn)
         if harden_to:
             _check_not_hardened(root, first_epoch, learning_epochs)
         epochs = stage.fit(model, first_epoch, learning_epochs, steering)
@@ -185,10 +173,7 @@ def train(
                 *(model, harden_to, budget, datasets, compiled),
                 new_weights_from=seed if restart else None,
             )
-        stage = Stage(
-            *(root, own, datasets, config_text, "model", _HARDENED),
-            before=epochs if restart else 0,
-        )
+        stage = make_stage("model", _HARDENED, epochs if restart else 0)
         first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
         return stage.finish(plain, seed, change)
@@ -322,6 +307,29 @@ def _compiled(
     )
     optimizer.build(model.trainable_variables)
     return model
+
+
+def _begun(
+    stage: Stage,
+    model: keras.Model,
+    root: pathlib.Path,
+    own: pathlib.Path,
+    config_text: str,
+    differing_fn: Callable[[str, str], Sequence[str]] | None,
+) -> int:
+    """Makes the workdir of a run, or takes up the one that is there.
+
+    Returns the number of epochs that it has behind it.
+    """
+    for name in ("backup", "tensorboard"):
+        files.make_folder(own / name, f"`{name}` of the run")
+    if hosts.leads():
+        _check_same_run(root, stage.backup, config_text, differing_fn)
+    first_epoch = stage.restore(model)
+    files.replace_text(own / "config.gin", config_text)
+    if first_epoch:
+        logging.info("Going on after epoch %d in %s", first_epoch, root)
+    return first_epoch
 
 
 def _hardened(

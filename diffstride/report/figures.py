@@ -78,11 +78,13 @@ def _of_accuracy(study: Study) -> list[_Figure]:
 
 
 def _of_strides(shown: Shown) -> list[_Figure]:
-    name = "a run" if shown.single is None else f"`{shown.single['name']}`"
+    return [*_of_all_strides(shown), *_of_one_run(shown)]
+
+
+def _of_all_strides(shown: Shown) -> list[_Figure]:
     only = f" Runs with {shown.what} only." if shown.what else ""
     sounds = of_sounds(shown.runs)
-    width = "frequency" if sounds else "width"
-    figures = [
+    return [
         (
             "global_factor",
             "Global striding factor",
@@ -122,6 +124,13 @@ def _of_strides(shown: Shown) -> list[_Figure]:
             f"{'' if sounds else ' and an axis'}, the bars are the initial "
             f"strides.{only}",
         ),
+    ]
+
+
+def _of_one_run(shown: Shown) -> list[_Figure]:
+    name = "a run" if shown.single is None else f"`{shown.single['name']}`"
+    sounds = of_sounds(shown.runs)
+    figures = [
         (
             "trajectories",
             f"Strides of {name} during training",
@@ -135,9 +144,9 @@ def _of_strides(shown: Shown) -> list[_Figure]:
             f"Masks of {name}, start and end",
             masks.masks,
             shown.single,
-            f"Weights along the {width}. The dotted lines are at 0.5 / stride, "
-            "with the strides in force, which are raised where a mask would be "
-            "flat.",
+            f"Weights along the {'frequency' if sounds else 'width'}. The "
+            "dotted lines are at 0.5 / stride, with the strides in force, "
+            "which are raised where a mask would be flat.",
         ),
     ]
     if sounds:
