@@ -115,7 +115,10 @@ def frontier_table(study: Study) -> str | None:
 
 
 def budget_table(study: Study) -> str | None:
-    """What sets of strides within a budget reach, or `None` without budgets."""
+    """What sets of strides within a budget reach, or `None` without budgets.
+
+    The best method of a budget comes first.
+    """
     if BUDGET not in study.settings:
         return None
     others = [axis for axis in study.others(STRIDES) if axis != BUDGET]
@@ -127,27 +130,28 @@ def budget_table(study: Study) -> str | None:
     columns = [BUDGET, *others, "method"]
     within = study.runs[study.runs[BUDGET].notna()]
     within = within.fillna(dict.fromkeys(others, MISSING))
-    within["order"] = within["method"].map(study.methods.index)
-    table = []
+    found = []
     for (budget, *values, method), runs in grouped(
-        within.sort_values([BUDGET, "order"], kind="stable"), columns
+        within.sort_values([BUDGET, *others], kind="stable"), columns
     ):
         sets = runs.groupby(STRIDES)
         means, validated = sets["accuracy"].mean(), sets["validation"].mean()
         chosen = [means.idxmin(), means.idxmax()]
         chosen += [validated.idxmax()] if validated.notna().any() else []
         cells = [f"{means[strides]:.2f} ({strides})" for strides in chosen]
-        table.append(
-            [
-                f"{budget / 1e6:g}",
-                *map(str, values),
-                method_label(method),
-                f"{len(means)} ({len(runs)})",
-                f"{runs['macs'].min():.2f} to {runs['macs'].max():.2f}",
-                f"{means.mean():.2f}",
-                *(*cells, MISSING)[:3],
-            ]
-        )
+        row = [
+            f"{budget / 1e6:g}",
+            *map(str, values),
+            method_label(method),
+            f"{len(means)} ({len(runs)})",
+            f"{runs['macs'].min():.2f} to {runs['macs'].max():.2f}",
+            f"{means.mean():.2f}",
+            *(*cells, MISSING)[:3],
+        ]
+        found.append(((budget, *values), -means.mean(), row))
+    parts = [place for place, *_ in found]
+    found.sort(key=lambda each: (parts.index(each[0]), each[1]))
+    table = [row for *_, row in found]
     low, high = SPENT
     return markdown(header, table) + (
         "\n\nSets of initial strides, and runs with them; their mean, and the "
