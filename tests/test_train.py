@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 from event_files import scalars
+from interruptions import keep_copies
 from models import Probe
 
 from diffstride import (
@@ -55,12 +56,10 @@ def main_here(monkeypatch, capsys):
         tf.config.experimental, "enable_op_determinism", lambda: None
     )
 
-    def run(workdir, data_dir, *bindings, config="digits.gin", **values):
-        values = {"gin_config": config, "workdir": workdir, **values}
-        arguments = ["main", *as_flags({**values, "data_dir": data_dir})]
-        arguments += [f"--gin_bindings={binding}" for binding in bindings]
+    def run(*arguments, **values):
+        arguments = ["main", *arguments_of(*arguments, **values)]
         gin.clear_config()
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)  # Names begin anew.
         capsys.readouterr()
         with flagsaver.flagsaver():
             rest = flags.FLAGS(arguments)
@@ -71,18 +70,19 @@ def main_here(monkeypatch, capsys):
     gin.clear_config()
 
 
-def as_flags(values):
-    return [f"--{name}={value}" for name, value in values.items() if value]
+def arguments_of(workdir, data_dir, *bindings, config="digits.gin", **values):
+    """Of the command line."""
+    values = {"gin_config": config, "workdir": workdir, **values}
+    values["data_dir"] = data_dir
+    return [
+        *(f"--{name}={value}" for name, value in values.items() if value),
+        *(f"--gin_bindings={binding}" for binding in bindings),
+    ]
 
 
-def run_main(
-    workdir, data_dir, *bindings, program=("-m", "diffstride.main"), **values
-):
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, *program]
-    values = {"gin_config": "digits.gin", "workdir": workdir, **values}
-    command += as_flags({**values, "data_dir": data_dir})
-    command += [f"--gin_bindings={binding}" for binding in bindings]
+def run_python(*arguments):
+    """Runs a process: status, stdout, stderr."""
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
@@ -115,7 +115,8 @@ def finished(shared_folder, data_dir):
     """A run of four epochs that nobody disturbed."""
 
     def make(folder):
-        status, out, err = run_main(folder / "run", data_dir, *FINISHED)
+        arguments = arguments_of(folder / "run", data_dir, *FINISHED)
+        status, out, err = run_python("-m", "diffstride.main", *arguments)
         assert status == 0, err
         (folder / "out.txt").write_text(out)
 
@@ -295,25 +296,28 @@ def test_the_saved_model_is_the_tested_one(finished, data_dir):
     assert summary["test_loss"] == loss
 
 
-# Runs main in a process that kills itself: {patch} says when.
-KILLED = """
-import os, runpy, signal, sys
-from diffstride import callbacks
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+# Starts main in one process after another, which are spared the imports. A
+# statement before may say when the process kills itself.
+STARTS = """
+import json, os, runpy, signal, sys
+import tensorflow_datasets
+from diffstride import callbacks, config
 
 def die_before(owner, name, count):
     function, calls = getattr(owner, name), []
     def dying(*args, **kwargs):
         calls.append(args)
         if len(calls) == count:
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     setattr(owner, name, dying)
 
-{patch}
-runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
+for statement, *arguments in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        exec(statement)
+        sys.argv[1:] = arguments
+        runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 MOMENTS = {
     "in the first epoch": "die_before("
@@ -345,20 +349,21 @@ def test_a_killed_run_ends_with_the_same_weights(
 ):
     undisturbed, _ = finished
     workdir = tmp_path / "run"
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(patch=MOMENTS[when]))
-    args = (workdir, data_dir, *FINISHED)
-    status, _, err = run_main(*args, program=[str(script)])
-    assert status == -signal.SIGKILL, err
-    done = len(rows(workdir)) if when != "in the first epoch" else 0
-    assert done == {
+    arguments = arguments_of(workdir, data_dir, *FINISHED)
+    bad = arguments_of(workdir, data_dir, "train.nope = 1.0")
+    starts = [["", *bad], [MOMENTS[when], *arguments], ["", *arguments]]
+    status, out, err = run_python("-c", STARTS, json.dumps(starts))
+    assert status == 0, err
+    statuses = [line for line in out.splitlines() if line.strip("-").isdigit()]
+    assert statuses == ["1", str(-signal.SIGKILL), "0"]
+    refused = "error: Configurable 'train' doesn't have a"
+    assert refused in err and "Traceback" not in err
+    done = {
         "in the first epoch": 0,
-        "in the third epoch": 2,
         "with the model written and not in place": 4,
     }.get(when, 2)
+    assert (f"Going on after epoch {done} in" in err) == (done > 0)
 
-    status, _, err = run_main(*args)
-    assert status == 0, err
     expected, got = weights(undisturbed), weights(workdir)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
@@ -413,94 +418,83 @@ def test_a_damaged_run_is_summed_up_again(
 def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
-    shorter = [
-        *TINY,
-        "train.num_epochs = 4",
-        "train.budget = 30000",
-        "train.harden_to = 'strided'",
-        "train.finetune_epochs = 2",
-    ]
     bindings = [
-        *shorter,
+        *("resnet.Resnet.filters = [4]", "resnet.Resnet.strides = [2]"),
+        "data.load_datasets.image_size = 12",
+        "data.load_datasets.train_split = 'train[:256]'",  # Four steps.
+        "data.load_datasets.test_split = 'test[:128]'",
+        "train.budget = 10000",
+        "train.harden_to = 'strided'",
         "train.num_epochs = 5",
         "train.finetune_epochs = 3",
     ]
+    again = [*bindings, "train.restart = True"]
     run = functools.partial(main_here, config="digits_budget.gin")
-    keep = callbacks.Backup.on_epoch_end
-
-    def keep_and_stop(backup, epoch, logs=None):
-        keep(backup, epoch, logs)
-        if epoch in (0, 2):
-            raise KeyboardInterrupt
-
-    again, whole = tmp_path / "again", tmp_path / "whole"
+    whole, learning, hardened, tuning = folders = [
+        tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
+    ]
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Backup, "on_epoch_end", keep_and_stop)
-        for epoch in (1, 3):
-            status, _, err = run(again, data_dir, *shorter)
-            assert (status, f"after epoch {epoch}" in err) == (130, True), err
-    # Hardened after two epochs, it goes on for as many more as are asked for.
-    status, _, err = run(again, data_dir, *shorter, bindings[-2])
-    assert status == 1 and "`finetune_epochs` must be 2 in" in err
-    for workdir in (again, whole):
-        status, out, err = run(workdir, data_dir, *bindings)
-        assert status == 0, err
-        assert len(rows(workdir)) == 5
-    for model in ("learned", "model"):
-        expected = weights(whole, model)
-        for path, value in weights(again, model).items():
-            np.testing.assert_array_equal(value, expected[path])
+        keep_copies(patched, dict(zip((1, 2, 3), folders[1:], strict=True)))
+        status, out, err = run(whole, data_dir, *again)
+    assert status == 0, err
     learned = weights(whole, "learned")
     assert float(learned["resnet/pooling/smoothness"]) == 0
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["epochs"] == 5 and summary["pooling"] == []
-    assert summary["cost"]["macs"] <= 1.05 * 30_000
-    hardened = summary["hardened"]
-    assert len(hardened["learned"]["pooling"]) == 2
+    assert summary["cost"]["macs"] <= 1.05 * 10_000
+    of_hardening = summary["hardened"]
+    assert len(of_hardening["learned"]["pooling"]) == 1
     after = rows(whole)[1]["val_accuracy"]
-    assert hardened["learned"]["test_accuracy"] == pytest.approx(after)
+    assert of_hardening["learned"]["test_accuracy"] == pytest.approx(after)
     tuned = rows(whole)[-1]
-    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 25
+    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 20
     assert f"strided, from {100 * after:.2f} % as learned" in out
 
+    # Hardened after two epochs, it goes on for as many more as are asked for.
+    config = tuning / "config.gin"
+    text = config.read_text()
+    for longer, shorter in (
+        ("train.num_epochs = 5", "train.num_epochs = 4"),
+        ("train.finetune_epochs = 3", "train.finetune_epochs = 2"),
+    ):
+        assert longer in text
+        text = text.replace(longer, shorter)
+    config.write_text(text)
+    status, _, err = run(tuning, data_dir, *again, "train.finetune_epochs = 2")
+    assert status == 1 and "`finetune_epochs` must be 2 in" in err
 
-def test_a_hardened_network_can_begin_with_new_weights(
-    data_dir, tmp_path, main_here, monkeypatch
-):
+    for workdir, models in (
+        (learning, ("learned", "model")),
+        (tuning, ("model",)),
+    ):
+        status, _, err = run(workdir, data_dir, *again)
+        assert status == 0, err
+        assert len(rows(workdir)) == 5
+        for name in models:
+            expected = weights(whole, name)
+            for path, value in weights(workdir, name).items():
+                np.testing.assert_array_equal(value, expected[path], path)
+
+    # Both kinds of weights that a hardened network may begin with.
     begun = []
 
-    def fit(self, model, *args):
-        begun.append({w.path: np.array(w) for w in model.weights})
-        return done(self, model, *args)
+    def fit(stage, model, first_epoch, last_epoch, *args):
+        if last_epoch == 5:
+            begun.append({w.path: np.array(w) for w in model.weights})
+            assert int(model.optimizer.iterations) == 8
+            raise KeyboardInterrupt
+        return done(stage, model, first_epoch, last_epoch, *args)
 
     done = stage.Stage.fit
     monkeypatch.setattr(stage.Stage, "fit", fit)
-    bindings = [
-        *TINY,
-        "train.num_epochs = 2",
-        "train.harden_to = 'pooled'",
-        "train.finetune_epochs = 1",
-        "train.restart = True",
-    ]
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert status == 0, err
-    _, plain = begun
-    learned = weights(tmp_path / "run", "learned").values()
-    for path, value in plain.items():
-        if path.endswith("kernel"):
-            assert not any(np.array_equal(value, each) for each in learned)
-    for name in ("backup/hardened.latest.weights.h5", "model.keras"):
-        (tmp_path / "run" / name).unlink()
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert status == 0, err
-    for path, value in begun[3].items():  # Drawn again, alike.
-        np.testing.assert_array_equal(value, plain[path])
-    # Its optimizer begins anew, the run goes on.
-    learned, plain = rows(tmp_path / "run")
-    assert plain["learning_rate"] == learned["learning_rate"]
-    assert (learned["step"], plain["step"]) == (5, 10)
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert (status, len(rows(tmp_path / "run"))) == (0, 2), err
+    for settings in (again, bindings):
+        (hardened / "config.gin").unlink()
+        assert run(hardened, data_dir, *settings)[0] == 130
+    for values, kept in zip(begun, (False, True), strict=True):
+        for path, value in values.items():
+            if path.endswith("kernel"):
+                among = [np.array_equal(value, w) for w in learned.values()]
+                assert any(among) == kept
 
 
 @pytest.mark.parametrize(
@@ -629,14 +623,6 @@ def test_bad_settings_end_in_one_line(
     status, _, err = main_here(workdir, data_dir, *bindings)
     assert status == 1
     assert err.strip().splitlines()[-1].startswith(message)
-
-
-def test_a_bad_setting_ends_a_process_in_one_line(data_dir, tmp_path):
-    status, _, err = run_main(tmp_path / "run", data_dir, "train.nope = 1.0")
-    assert status == 1
-    assert "Traceback" not in err
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("error: Configurable 'train' doesn't have a")
 
 
 def test_a_second_run_in_a_workdir_is_refused(data_dir, tmp_path, main_here):
