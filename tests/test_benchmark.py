@@ -67,6 +67,8 @@ benchmark.main(sys.argv[2:])
 """
 
 
+# Where no other backend helps out.
+@pytest.mark.slow if BACKEND != "torch" else lambda function: function
 def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
     output = tmp_path / "benchmark.json"
     hidden = "pandas matplotlib"

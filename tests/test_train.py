@@ -46,7 +46,7 @@ TINY = [
     "data.load_datasets.train_split = 'train[:640]'",
 ]
 FEW = [  # Images to read, before something is refused.
-    "data.load_datasets.train_split = 'train[:64]'",
+    "data.load_datasets.train_split = 'train[:128]'",
     "data.load_datasets.test_split = 'test[:64]'",
 ]
 FINISHED = [*TINY, "train.num_epochs = 4", "train.stride_cost_weight = 0.1"]
@@ -515,7 +515,7 @@ def test_what_a_network_is_led_to(
     binding, message, data_dir, tmp_path, main_here
 ):
     workdir = tmp_path / "run"
-    status, _, err = main_here(workdir, data_dir, *TINY, binding)
+    status, _, err = main_here(workdir, data_dir, *TINY, *FEW, binding)
     assert status == 1 and message in err
     assert not workdir.exists()
 
