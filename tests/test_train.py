@@ -363,10 +363,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     }.get(when, 2)
     assert (f"Going on after epoch {done} in" in err) == (done > 0)
 
-    expected, got = weights(undisturbed), weights(workdir)
-    assert expected.keys() == got.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert_weights(workdir, undisturbed, "model")
     charted = charts(workdir / "tensorboard" / "train")
     assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
@@ -414,20 +411,41 @@ def test_a_damaged_run_is_summed_up_again(
         path.write_bytes(whole)
 
 
+TUNED = [
+    *("resnet.Resnet.filters = [4, 4]", "resnet.Resnet.strides = [1, 2]"),
+    "data.load_datasets.image_size = 12",
+    "data.load_datasets.train_split = 'train[:256]'",  # Four steps.
+    "data.load_datasets.test_split = 'test[:128]'",
+    "train.budget = 20000",
+    "train.harden_to = 'strided'",
+    "train.num_epochs = 5",
+    "train.finetune_epochs = 3",
+]
+
+
+def make_shorter(config):
+    """Makes the config of such a run that of one of fewer epochs."""
+    text = config.read_text()
+    for longer, shorter in (
+        ("train.num_epochs = 5", "train.num_epochs = 4"),
+        ("train.finetune_epochs = 3", "train.finetune_epochs = 2"),
+    ):
+        assert longer in text
+        text = text.replace(longer, shorter)
+    config.write_text(text)
+
+
+def assert_weights(workdir, other, name):
+    expected, got = weights(other, name), weights(workdir, name)
+    assert expected.keys() == got.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(got[path], value, err_msg=path)
+
+
 def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
-    bindings = [
-        *("resnet.Resnet.filters = [4, 4]", "resnet.Resnet.strides = [1, 2]"),
-        "data.load_datasets.image_size = 12",
-        "data.load_datasets.train_split = 'train[:256]'",  # Four steps.
-        "data.load_datasets.test_split = 'test[:128]'",
-        "train.budget = 20000",
-        "train.harden_to = 'strided'",
-        "train.num_epochs = 5",
-        "train.finetune_epochs = 3",
-    ]
-    again = [*bindings, "train.restart = True"]
+    again = [*TUNED, "train.restart = True"]
     run = functools.partial(main_here, config="digits_budget.gin")
     whole, learning, hardened, tuning = folders = [
         tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
@@ -437,7 +455,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     def note_and_fit(stage, model, *args):
         begun.append({w.path: np.array(w) for w in model.weights})
         begun[-1]["iterations"] = int(model.optimizer.iterations)
-        if len(begun) == 8:  # Of four runs.
+        if len(begun) in (4, 8):  # Hardened, of the second and fourth run.
             raise KeyboardInterrupt
         return fit(stage, model, *args)
 
@@ -460,39 +478,26 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert f"strided, from {100 * after:.2f} % as learned" in out
 
     # Hardened after two epochs, it goes on for as many more as are asked for.
-    config = tuning / "config.gin"
-    text = config.read_text()
-    for longer, shorter in (
-        ("train.num_epochs = 5", "train.num_epochs = 4"),
-        ("train.finetune_epochs = 3", "train.finetune_epochs = 2"),
-    ):
-        assert longer in text
-        text = text.replace(longer, shorter)
-    config.write_text(text)
+    make_shorter(tuning / "config.gin")
     status, _, err = run(tuning, data_dir, *again, "train.finetune_epochs = 2")
     assert status == 1 and "`finetune_epochs` must be 2 in" in err
 
-    for workdir, models in (
-        (learning, ("learned", "model")),
-        (tuning, ("model",)),
+    for workdir, name, ends in (
+        (learning, "learned", 130),
+        (tuning, "model", 0),
     ):
         status, _, err = run(workdir, data_dir, *again)
-        assert status == 0, err
-        assert len(rows(workdir)) == 5
-        for name in models:
-            expected = weights(whole, name)
-            for path, value in weights(workdir, name).items():
-                np.testing.assert_array_equal(value, expected[path], path)
+        assert status == ends, err
+        assert_weights(workdir, whole, name)
+    assert len(rows(tuning)) == 5
+    for path, value in begun[1].items():  # Drawn from the seed.
+        np.testing.assert_array_equal(begun[3][path], value, path)
 
     # Without `restart` it begins with what was learned.
     monkeypatch.setattr(train, "change_by_hardening", lambda *args: {})
     (hardened / "config.gin").unlink()
-    assert run(hardened, data_dir, *bindings)[0] == 130
-    for values, kept in (
-        (begun[1], False),
-        (begun[3], False),
-        (begun[7], True),
-    ):
+    assert run(hardened, data_dir, *TUNED)[0] == 130
+    for values, kept in ((begun[1], False), (begun[7], True)):
         assert values.pop("iterations") == 8
         kernels = [w for path, w in values.items() if path.endswith("kernel")]
         assert len(kernels) == 5
