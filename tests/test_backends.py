@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from event_files import scalars
 from interruptions import keep_copies
-from maps import BACKEND, JAX
+from maps import BACKEND, JAX, slow_unless
 from scripts_alone import ROOT, script
 
 from diffstride import DiffStride, devices, train
@@ -24,9 +24,8 @@ from diffstride.runs import read_rows
 backends = script("backends")
 
 OTHER = "jax" if BACKEND == "torch" else "torch"
-slow_on_tensorflow = (
-    pytest.mark.slow if BACKEND == "tensorflow" else lambda function: function
-)  # Where test_train.py has the like.
+# Where test_train.py has the like.
+slow_on_tensorflow = slow_unless(BACKEND != "tensorflow")
 # What another run of the same may differ in.
 TIMES = ("seconds", "steps_per_second", "compilations", "compile_seconds")
 

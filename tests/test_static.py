@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from maps import BACKEND, JAX, array, images
+from maps import BACKEND, JAX, array, images, slow_unless
 from models import (
     XLA,
     learned,
@@ -146,7 +146,11 @@ class TestCompilations:
 
 
 @pytest.mark.parametrize(
-    "shared_stride, trainable", [(False, True), (True, False)]
+    "shared_stride, trainable",
+    [
+        (False, True),
+        pytest.param(True, False, marks=() if JAX else pytest.mark.slow),
+    ],
 )
 def test_everything_that_keras_does_with_a_model(shared_stride, trainable):
     layer = DiffStride(
@@ -332,6 +336,7 @@ def test_a_shared_layer_trains():
     np.testing.assert_allclose(found, loss, rtol=1e-4)
 
 
+@slow_unless(BACKEND != "tensorflow")
 def test_half_precision():
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
