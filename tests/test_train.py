@@ -442,6 +442,29 @@ def assert_weights(workdir, other, name):
         np.testing.assert_array_equal(got[path], value, err_msg=path)
 
 
+def note_beginnings(monkeypatch, stops):
+    """A list that receives weights and epoch wherever a training begins.
+
+    Those of these numbers end as if they had been stopped after an epoch.
+    """
+    begun, fit = [], stage.Stage.fit
+
+    def note_and_fit(stage, model, first_epoch, *args):
+        steps = model.optimizer.iterations
+        begun.append({w.path: np.array(w) for w in model.weights})
+        begun[-1] |= {"steps": int(steps), "epoch": first_epoch}
+        keras.utils.set_random_seed(len(begun))  # Nothing depends on draws.
+        if len(begun) in stops:
+            steps.assign(steps + 4)
+            stage.backup.set_model(model)
+            stage.backup.on_epoch_end(first_epoch)
+            raise KeyboardInterrupt
+        return fit(stage, model, first_epoch, *args)
+
+    monkeypatch.setattr(stage.Stage, "fit", note_and_fit)
+    return begun
+
+
 def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
@@ -450,17 +473,8 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     whole, learning, hardened, tuning = folders = [
         tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
     ]
-    begun, fit = [], stage.Stage.fit
-
-    def note_and_fit(stage, model, *args):
-        begun.append({w.path: np.array(w) for w in model.weights})
-        begun[-1]["iterations"] = int(model.optimizer.iterations)
-        keras.utils.set_random_seed(len(begun))  # Nothing depends on draws.
-        if len(begun) in (4, 8):  # Hardened, of the second and fourth run.
-            raise KeyboardInterrupt
-        return fit(stage, model, *args)
-
-    monkeypatch.setattr(stage.Stage, "fit", note_and_fit)
+    # Hardened, of the second run and those without `restart`.
+    begun = note_beginnings(monkeypatch, stops=(4, 8, 10))
     with monkeypatch.context() as patched:
         keep_copies(patched, dict(zip((1, 2, 3), folders[1:], strict=True)))
         status, out, err = run(whole, data_dir, *again)
@@ -474,8 +488,11 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert len(of_hardening["learned"]["pooling"]) == 2
     after = rows(whole)[1]["val_accuracy"]
     assert of_hardening["learned"]["test_accuracy"] == pytest.approx(after)
-    tuned = rows(whole)[-1]
-    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 20
+    table = rows(whole)
+    assert [row["step"] for row in table] == [4, 8, 12, 16, 20]
+    assert table[-1]["macs"] == summary["cost"]["macs"]
+    # Its optimizer begins anew, too.
+    assert table[2]["learning_rate"] == table[0]["learning_rate"]
     assert f"strided, from {100 * after:.2f} % as learned" in out
 
     # Hardened after two epochs, it goes on for as many more as are asked for.
@@ -494,12 +511,14 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     for path, value in begun[1].items():  # Drawn from the seed.
         np.testing.assert_array_equal(begun[3][path], value, path)
 
-    # Without `restart` it begins with what was learned.
+    # Without `restart` it goes on with what was learned.
     monkeypatch.setattr(train, "change_by_hardening", lambda *args: {})
     (hardened / "config.gin").unlink()
-    assert run(hardened, data_dir, *TUNED)[0] == 130
+    for _ in range(2):
+        assert run(hardened, data_dir, *TUNED)[0] == 130
+    for i, steps, epoch in ((1, 0, 2), (5, 4, 3), (7, 8, 2), (9, 12, 3)):
+        assert (begun[i]["steps"], begun[i]["epoch"]) == (steps, epoch)
     for values, kept in ((begun[1], False), (begun[7], True)):
-        assert values.pop("iterations") == 8
         kernels = [w for path, w in values.items() if path.endswith("kernel")]
         assert len(kernels) == 5
         for kernel in kernels:
