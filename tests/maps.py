@@ -6,6 +6,7 @@ its own format.
 
 import keras
 import numpy as np
+import pytest
 from gradients import output_and_gradients, output_of
 from keras import ops
 
@@ -23,6 +24,13 @@ BACKEND = keras.backend.backend()
 # at what is called once, and has them all.
 JAX, TORCH = BACKEND == "jax", BACKEND == "torch"
 FORMATS = ("channels_last", "channels_first")
+
+
+def slow_unless(telling):
+    """Marks a test as slow but on backends where it is quick, or tells most."""
+    return (lambda function: function) if telling else pytest.mark.slow
+
+
 LEARNED = {1: DiffStride1D, 2: DiffStride, 3: DiffStride3D}
 FIXED = {
     1: FixedSpectralPooling1D,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from interruptions import OneStep, end_after_a_step, keep_copies
 
 from diffstride import DiffStride, config, data, train
 from diffstride.audio_cnn import AudioCNN
@@ -492,8 +493,9 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
             workdir=workdir,
         )
 
-    whole = run(tmp_path / "whole", 2)
-    run(tmp_path / "parts", 1)
+    with monkeypatch.context() as patched:
+        keep_copies(patched, {1: tmp_path / "parts"})
+        whole = run(tmp_path / "whole", 2)
     parts = run(tmp_path / "parts", 2)
     assert whole["axes"] == ["time", "frequency"]
     for key in ("test_accuracy", "test_loss", "pooling"):
@@ -506,8 +508,17 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
         assert f"stride/block_1/pooling/{axis}" in rows[-1]
 
 
-@pytest.mark.parametrize("name", ["audio_folder.gin", "notes_multitask.gin"])
-def test_configs_train(name, folder, tmp_path):
+@pytest.mark.parametrize(
+    "name, steps",
+    [
+        pytest.param("audio_folder.gin", None, marks=pytest.mark.slow),
+        pytest.param("notes_multitask.gin", None, marks=pytest.mark.slow),
+        ("audio_folder.gin", 3),
+        ("notes_multitask.gin", 3),
+    ],
+)
+def test_configs_train(name, steps, folder, tmp_path, monkeypatch):
+    """A whole epoch, or to be quicker a step."""
     gin.clear_config()
     bindings = [
         f"data.load_audio.folder = '{folder}'",
@@ -523,6 +534,15 @@ def test_configs_train(name, folder, tmp_path):
         "audio_cnn.AudioCNN.strides = [2, (1, 2)]",
     ]
     config.load([name], bindings)
+    if steps:
+        seen = end_after_a_step(monkeypatch)
+        with pytest.raises(OneStep):
+            config.run_training(config_fn=config.operative)
+        gin.clear_config()
+        ((found, layers),) = seen
+        assert found == steps
+        assert [len(each.strides) for each in layers] == [2, 2]
+        return
     summary = config.run_training(config_fn=config.operative)
     gin.clear_config()
     assert np.isfinite(summary["test_loss"])

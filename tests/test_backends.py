@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from event_files import scalars
-from maps import BACKEND, JAX
+from interruptions import keep_copies
+from maps import BACKEND, JAX, slow_unless
 from scripts_alone import ROOT, script
 
-from diffstride import DiffStride, callbacks, devices, train
+from diffstride import DiffStride, devices, train
 from diffstride.data import load_datasets
 from diffstride.errors import ConfigError, NonFiniteLossError
 from diffstride.runs import read_rows
@@ -23,9 +24,8 @@ from diffstride.runs import read_rows
 backends = script("backends")
 
 OTHER = "jax" if BACKEND == "torch" else "torch"
-slow_on_tensorflow = (
-    pytest.mark.slow if BACKEND == "tensorflow" else lambda function: function
-)  # Where test_train.py has the like.
+# Where test_train.py has the like.
+slow_on_tensorflow = slow_unless(BACKEND != "tensorflow")
 # What another run of the same may differ in.
 TIMES = ("seconds", "steps_per_second", "compilations", "compile_seconds")
 
@@ -64,7 +64,7 @@ def run(data_dir, tmp_path):
         )
 
     def run(name, learning_rate=0.01, **settings):
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)
         return train.train(
             lambda seed: load_datasets(
                 *("digits", 32),
@@ -124,7 +124,9 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
     }
     if not hasattr(keras.optimizers, "MultiOptimizer"):  # A later Keras has.
         del settings["stride_optimizer_cls"]
-    summary = run("whole", **settings)
+    with monkeypatch.context() as patched:
+        keep_copies(patched, {1: tmp_path / "again"})
+        summary = run("whole", **settings)
     assert BACKEND in summary["environment"]
     assert np.isfinite(summary["test_loss"]) and summary["epochs"] == 2
     first, second = read_rows(tmp_path / "whole" / "metrics.jsonl")
@@ -136,15 +138,6 @@ def test_a_run_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
     else:
         assert "compilations" not in summary | first
 
-    def stop(callback, batch, logs=None):
-        if callback._epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(
-            callbacks.StopOnNonFiniteLoss, "on_train_batch_end", stop
-        )
-        run("again", **settings)
     run("again", **settings)
     assert_same_runs(tmp_path / "again", tmp_path / "whole")
     # One of another backend is not gone on with.

@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 from gradients import output_and_gradients, relative_error
 from keras import ops
+from maps import BACKEND, TORCH, slow_unless
 from scripts_alone import FOLDER, ROOT, script
 
 from diffstride import DiffStride
@@ -18,8 +18,6 @@ from diffstride import DiffStride
 report = script("benchmark_report")
 fft_form = script("fft_form")
 timing = script("timing")
-
-BACKEND = keras.backend.backend()
 
 
 # With integers frequencies fall on the ends of the ramp, where the gradient of
@@ -67,6 +65,7 @@ benchmark.main(sys.argv[2:])
 """
 
 
+@slow_unless(TORCH)  # Which TensorFlow cannot help out.
 def test_a_short_run_prints_and_keeps_its_tables(tmp_path):
     output = tmp_path / "benchmark.json"
     hidden = "pandas matplotlib"

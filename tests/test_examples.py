@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib import pyplot
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOK = json.loads((EXAMPLES / "learned_strides.ipynb").read_text())
@@ -24,15 +25,20 @@ def run(folder, *arguments):
     return done.stdout
 
 
-def test_the_cells_of_the_notebook_run_in_turn(tmp_path):
+def test_the_cells_of_the_notebook_run_in_turn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUICK", "1")
+    monkeypatch.chdir(tmp_path)
+    pyplot.switch_backend("Agg")
     cells = [
         "".join(cell["source"])
         for cell in NOTEBOOK["cells"]
         if cell["cell_type"] == "code"
     ]
-    program = tmp_path / "cells.py"
-    program.write_text("\n\n".join(cells))
-    printed = run(tmp_path, program)
+    try:
+        exec("\n\n".join(cells), {})
+    finally:
+        pyplot.close("all")
+    printed = capsys.readouterr().out
     for text in ("M MACs after", "recalibrated:", "that of branch"):
         assert text in printed
     assert list(tmp_path.glob("learned_strides*"))

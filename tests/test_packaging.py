@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 import pathlib
 import shutil
@@ -63,15 +64,17 @@ import sys
 
 sys.modules["tensorflow"] = None
 
+from diffstride.cost import model_cost
+import keras  # Which knows the layers, whatever was imported.
 import diffstride
-import keras  # Which knows the layers, in either order.
 import numpy as np
 
 arrays = np.load("expected.npz")
 model = keras.models.load_model("model.keras")
 actual = model.predict(arrays["x"], verbose=0)
 np.testing.assert_allclose(actual, arrays["y"], atol=1e-5)
-assert diffstride.cost.model_cost(model).macs > 0  # Modules, as ever.
+assert diffstride.cost.model_cost is model_cost  # Modules, as ever.
+assert model_cost(model).macs > 0
 assert diffstride.__file__.startswith(sys.argv[1]), diffstride.__file__
 """
 
@@ -199,16 +202,28 @@ def test_tools_start_without_keras(installed, arguments):
         assert "6 runs in" in done.stdout
 
 
-def test_train_and_report_in_an_empty_folder(installed, tmp_path, data_dir):
-    installed(
-        *("-m", "diffstride.main", "--gin_config=digits.gin"),
-        *("--workdir=run", f"--data_dir={data_dir}"),
-        "--gin_bindings=train.num_epochs = 1",
-        "--gin_bindings=resnet.Resnet.filters = [2, 4]",
-        "--gin_bindings=resnet.Resnet.strides = [1, 2]",
+def test_a_sweep_and_its_report_in_an_empty_folder(
+    installed, tmp_path, data_dir
+):
+    """The run of a sweep is one of `diffstride.main`."""
+    bindings = (
+        "train.num_epochs = 2",
+        "resnet.Resnet.filters = [2, 2]",
+        "data.load_datasets.image_size = 8",
+        "data.load_datasets.train_split = 'train[:256]'",
+        "data.load_datasets.test_split = 'test[:128]'",
     )
-    assert (tmp_path / "run" / "model.keras").exists()
-    installed("-m", "diffstride.report", "run", "--output=report")
+    installed(
+        *("-m", "diffstride.sweep", "--gin_config=digits.gin"),
+        *("--grid=method=outer", "--grid=strides=1,2", "--grid=seed=0"),
+        *("--workdir=runs", "--output=runs.jsonl", f"--data_dir={data_dir}"),
+        *(f"--gin_bindings={binding}" for binding in bindings),
+    )
+    (line,) = (tmp_path / "runs.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["error"] is None and len(record["epochs"]) == 2
+    (run,) = (path.parent for path in tmp_path.glob("runs/*/model.keras"))
+    installed("-m", "diffstride.report", run, "runs.jsonl", "--output=report")
     report = tmp_path / "report"
     assert "## Test accuracy" in (report / "report.md").read_text()
     assert (report / "trajectories.png").exists()
@@ -220,7 +235,9 @@ def test_train_and_report_in_an_empty_folder(installed, tmp_path, data_dir):
     [
         pytest.param("import keras, diffstride", marks=pytest.mark.slow),
         pytest.param("from diffstride import freeze", marks=pytest.mark.slow),
-        "from diffstride.cost import model_cost",
+        pytest.param(
+            "from diffstride.cost import model_cost", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_whatever_is_imported_keras_knows_the_layers(installed, statement):

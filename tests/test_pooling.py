@@ -505,17 +505,15 @@ def test_save_and_load_a_trained_model(tmp_path):
     model = keras.Model(inputs, outputs)
     fit_to_run(model).compile(keras.optimizers.SGD(0.05), "mse")
     data = images(8, 20, 20, 1)
-    model.fit(data, np.ones((8, 4)), epochs=2, verbose=0)
+    model.train_on_batch(data, np.ones((8, 4)))
     strides = array(model.layers[2].stride_weights)
     assert np.all(strides != 2.0)
     model.save(tmp_path / "model.keras")
-    loaded = fit_to_run(keras.models.load_model(tmp_path / "model.keras"))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(
         array(loaded.layers[2].stride_weights), strides
     )
-    np.testing.assert_allclose(
-        loaded.predict(data, verbose=0), model.predict(data, verbose=0)
-    )
+    np.testing.assert_allclose(array(loaded(data)), array(model(data)))
 
 
 def test_fixed_pooling_refuses_weights_of_other_strides(tmp_path):

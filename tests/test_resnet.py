@@ -539,7 +539,7 @@ SLOW = ("int4", "float8", "int8, frozen", "int8 of mixed")
     [
         pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
         for name in CHANGED
-        if not JAX or name in ("int8", "not trained")
+        if not JAX or name == "not trained"
     ],
 )
 def test_what_became_of_the_parts_is_saved(name, tmp_path):

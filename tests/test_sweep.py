@@ -826,6 +826,7 @@ def test_a_sweep_that_is_ended_leaves_no_run_behind(how, trainer, tmp_path):
     assert started() == [*NAMES[:2], *NAMES[1:]]
 
 
+@pytest.mark.slow  # Above with a trainer of its own; test_train.py kills runs.
 def test_a_killed_sweep_ends_with_the_same_table(
     data_dir, tmp_path, monkeypatch
 ):

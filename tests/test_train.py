@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 from event_files import scalars
+from interruptions import OneStep, end_after_a_step, keep_copies
 from models import Probe
 
 from diffstride import (
@@ -44,6 +45,10 @@ TINY = [
     "data.load_datasets.batch_size = 64",
     "data.load_datasets.train_split = 'train[:640]'",
 ]
+FEW = [  # Images to read, before something is refused.
+    "data.load_datasets.train_split = 'train[:128]'",
+    "data.load_datasets.test_split = 'test[:64]'",
+]
 FINISHED = [*TINY, "train.num_epochs = 4", "train.stride_cost_weight = 0.1"]
 
 
@@ -55,12 +60,10 @@ def main_here(monkeypatch, capsys):
         tf.config.experimental, "enable_op_determinism", lambda: None
     )
 
-    def run(workdir, data_dir, *bindings, config="digits.gin", **values):
-        values = {"gin_config": config, "workdir": workdir, **values}
-        arguments = ["main", *as_flags({**values, "data_dir": data_dir})]
-        arguments += [f"--gin_bindings={binding}" for binding in bindings]
+    def run(*arguments, **values):
+        arguments = ["main", *arguments_of(*arguments, **values)]
         gin.clear_config()
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)  # Names begin anew.
         capsys.readouterr()
         with flagsaver.flagsaver():
             rest = flags.FLAGS(arguments)
@@ -71,18 +74,19 @@ def main_here(monkeypatch, capsys):
     gin.clear_config()
 
 
-def as_flags(values):
-    return [f"--{name}={value}" for name, value in values.items() if value]
+def arguments_of(workdir, data_dir, *bindings, config="digits.gin", **values):
+    """Of the command line."""
+    values = {"gin_config": config, "workdir": workdir, **values}
+    values["data_dir"] = data_dir
+    return [
+        *(f"--{name}={value}" for name, value in values.items() if value),
+        *(f"--gin_bindings={binding}" for binding in bindings),
+    ]
 
 
-def run_main(
-    workdir, data_dir, *bindings, program=("-m", "diffstride.main"), **values
-):
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, *program]
-    values = {"gin_config": "digits.gin", "workdir": workdir, **values}
-    command += as_flags({**values, "data_dir": data_dir})
-    command += [f"--gin_bindings={binding}" for binding in bindings]
+def run_python(*arguments):
+    """Runs a process: status, stdout, stderr."""
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
@@ -115,7 +119,8 @@ def finished(shared_folder, data_dir):
     """A run of four epochs that nobody disturbed."""
 
     def make(folder):
-        status, out, err = run_main(folder / "run", data_dir, *FINISHED)
+        arguments = arguments_of(folder / "run", data_dir, *FINISHED)
+        status, out, err = run_python("-m", "diffstride.main", *arguments)
         assert status == 0, err
         (folder / "out.txt").write_text(out)
 
@@ -199,21 +204,16 @@ def test_validation_images_are_not_those_of_the_test(
     summary = json.loads((workdir / "summary.json").read_text())
     model = keras.models.load_model(workdir / "model.keras")
     (row,) = rows(workdir)
-    for split, name, again in (
-        ("train[640:]", "validation", row["val_accuracy"]),
-        ("test", "test", None),
-    ):
-        images = load_datasets(
-            *("digits", 64),
-            data_dir=data_dir,
-            image_size=12,
-            train_split="train[:640]",
-            test_split=split,
-        ).test
-        found = model.evaluate(images, verbose=0, return_dict=True)
-        expected = pytest.approx(found["accuracy"])
-        assert summary[f"{name}_accuracy"] == expected
-        assert again in (None, expected)
+    images = load_datasets(  # Those of the test: see below.
+        *("digits", 64),
+        data_dir=data_dir,
+        image_size=12,
+        train_split="train[:640]",
+        test_split="train[640:]",
+    ).test
+    found = model.evaluate(images, verbose=0, return_dict=True)
+    expected = pytest.approx(found["accuracy"])
+    assert summary["validation_accuracy"] == row["val_accuracy"] == expected
     assert summary["validation_accuracy"] != summary["test_accuracy"]
     # Pairs are mixed: ten steps of 128 images in each, half as many come out.
     assert summary["images_per_epoch"] == 5 * 64
@@ -295,25 +295,28 @@ def test_the_saved_model_is_the_tested_one(finished, data_dir):
     assert summary["test_loss"] == loss
 
 
-# Runs main in a process that kills itself: {patch} says when.
-KILLED = """
-import os, runpy, signal, sys
-from diffstride import callbacks
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+# Starts main in one process after another, which are spared the imports. A
+# statement before may say when the process kills itself.
+STARTS = """
+import json, os, runpy, signal, sys
+import tensorflow_datasets
+from diffstride import callbacks, config
 
 def die_before(owner, name, count):
     function, calls = getattr(owner, name), []
     def dying(*args, **kwargs):
         calls.append(args)
         if len(calls) == count:
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     setattr(owner, name, dying)
 
-{patch}
-runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
+for statement, *arguments in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        exec(statement)
+        sys.argv[1:] = arguments
+        runpy.run_module("diffstride.main", run_name="__main__", alter_sys=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 MOMENTS = {
     "in the first epoch": "die_before("
@@ -345,24 +348,22 @@ def test_a_killed_run_ends_with_the_same_weights(
 ):
     undisturbed, _ = finished
     workdir = tmp_path / "run"
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(patch=MOMENTS[when]))
-    args = (workdir, data_dir, *FINISHED)
-    status, _, err = run_main(*args, program=[str(script)])
-    assert status == -signal.SIGKILL, err
-    done = len(rows(workdir)) if when != "in the first epoch" else 0
-    assert done == {
+    arguments = arguments_of(workdir, data_dir, *FINISHED)
+    bad = arguments_of(workdir, data_dir, "train.nope = 1.0")
+    starts = [["", *bad], [MOMENTS[when], *arguments], ["", *arguments]]
+    status, out, err = run_python("-c", STARTS, json.dumps(starts))
+    assert status == 0, err
+    statuses = [line for line in out.splitlines() if line.strip("-").isdigit()]
+    assert statuses == ["1", str(-signal.SIGKILL), "0"]
+    refused = "error: Configurable 'train' doesn't have a"
+    assert refused in err and "Traceback" not in err
+    done = {
         "in the first epoch": 0,
-        "in the third epoch": 2,
         "with the model written and not in place": 4,
     }.get(when, 2)
+    assert (f"Going on after epoch {done} in" in err) == (done > 0)
 
-    status, _, err = run_main(*args)
-    assert status == 0, err
-    expected, got = weights(undisturbed), weights(workdir)
-    assert expected.keys() == got.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert_weights(workdir, undisturbed, "model")
     charted = charts(workdir / "tensorboard" / "train")
     assert sorted(charted["epoch_loss"]) == [1, 2, 3, 4]
     timing = ("seconds", "steps_per_second")
@@ -410,97 +411,119 @@ def test_a_damaged_run_is_summed_up_again(
         path.write_bytes(whole)
 
 
+TUNED = [
+    *("resnet.Resnet.filters = [4, 4]", "resnet.Resnet.strides = [1, 2]"),
+    "data.load_datasets.image_size = 12",
+    "data.load_datasets.train_split = 'train[:256]'",  # Four steps.
+    "data.load_datasets.test_split = 'test[:128]'",
+    "train.budget = 20000",
+    "train.harden_to = 'strided'",
+    "train.num_epochs = 5",
+    "train.finetune_epochs = 3",
+]
+
+
+def make_shorter(config):
+    """Makes the config of such a run that of one of fewer epochs."""
+    text = config.read_text()
+    for longer, shorter in (
+        ("train.num_epochs = 5", "train.num_epochs = 4"),
+        ("train.finetune_epochs = 3", "train.finetune_epochs = 2"),
+    ):
+        assert longer in text
+        text = text.replace(longer, shorter)
+    config.write_text(text)
+
+
+def assert_weights(workdir, other, name):
+    expected, got = weights(other, name), weights(workdir, name)
+    assert expected.keys() == got.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(got[path], value, err_msg=path)
+
+
+def note_beginnings(monkeypatch, stops):
+    """A list that receives weights and epoch wherever a training begins.
+
+    Those of these numbers end as if they had been stopped after an epoch.
+    """
+    begun, fit = [], stage.Stage.fit
+
+    def note_and_fit(stage, model, first_epoch, *args):
+        steps = model.optimizer.iterations
+        begun.append({w.path: np.array(w) for w in model.weights})
+        begun[-1] |= {"steps": int(steps), "epoch": first_epoch}
+        keras.utils.set_random_seed(len(begun))  # Nothing depends on draws.
+        if len(begun) in stops:
+            steps.assign(steps + 4)
+            stage.backup.set_model(model)
+            stage.backup.on_epoch_end(first_epoch)
+            raise KeyboardInterrupt
+        return fit(stage, model, first_epoch, *args)
+
+    monkeypatch.setattr(stage.Stage, "fit", note_and_fit)
+    return begun
+
+
 def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     data_dir, tmp_path, main_here, monkeypatch
 ):
-    shorter = [
-        *TINY,
-        "train.num_epochs = 4",
-        "train.budget = 30000",
-        "train.harden_to = 'strided'",
-        "train.finetune_epochs = 2",
-    ]
-    bindings = [
-        *shorter,
-        "train.num_epochs = 5",
-        "train.finetune_epochs = 3",
-    ]
+    again = [*TUNED, "train.restart = True"]
     run = functools.partial(main_here, config="digits_budget.gin")
-    keep = callbacks.Backup.on_epoch_end
-
-    def keep_and_stop(backup, epoch, logs=None):
-        keep(backup, epoch, logs)
-        if epoch in (0, 2):
-            raise KeyboardInterrupt
-
-    again, whole = tmp_path / "again", tmp_path / "whole"
+    whole, learning, hardened, tuning = folders = [
+        tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
+    ]
+    # Hardened, of the second run and those without `restart`.
+    begun = note_beginnings(monkeypatch, stops=(4, 8, 10))
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.Backup, "on_epoch_end", keep_and_stop)
-        for epoch in (1, 3):
-            status, _, err = run(again, data_dir, *shorter)
-            assert (status, f"after epoch {epoch}" in err) == (130, True), err
-    # Hardened after two epochs, it goes on for as many more as are asked for.
-    status, _, err = run(again, data_dir, *shorter, bindings[-2])
-    assert status == 1 and "`finetune_epochs` must be 2 in" in err
-    for workdir in (again, whole):
-        status, out, err = run(workdir, data_dir, *bindings)
-        assert status == 0, err
-        assert len(rows(workdir)) == 5
-    for model in ("learned", "model"):
-        expected = weights(whole, model)
-        for path, value in weights(again, model).items():
-            np.testing.assert_array_equal(value, expected[path])
+        keep_copies(patched, dict(zip((1, 2, 3), folders[1:], strict=True)))
+        status, out, err = run(whole, data_dir, *again)
+    assert status == 0, err
     learned = weights(whole, "learned")
     assert float(learned["resnet/pooling/smoothness"]) == 0
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["epochs"] == 5 and summary["pooling"] == []
-    assert summary["cost"]["macs"] <= 1.05 * 30_000
-    hardened = summary["hardened"]
-    assert len(hardened["learned"]["pooling"]) == 2
+    assert summary["cost"]["macs"] <= 1.05 * 20_000
+    of_hardening = summary["hardened"]
+    assert len(of_hardening["learned"]["pooling"]) == 2
     after = rows(whole)[1]["val_accuracy"]
-    assert hardened["learned"]["test_accuracy"] == pytest.approx(after)
-    tuned = rows(whole)[-1]
-    assert tuned["macs"] == summary["cost"]["macs"] and tuned["step"] == 25
+    assert of_hardening["learned"]["test_accuracy"] == pytest.approx(after)
+    table = rows(whole)
+    assert [row["step"] for row in table] == [4, 8, 12, 16, 20]
+    assert table[-1]["macs"] == summary["cost"]["macs"]
+    # Its optimizer begins anew, too.
+    assert table[2]["learning_rate"] == table[0]["learning_rate"]
     assert f"strided, from {100 * after:.2f} % as learned" in out
 
+    # Hardened after two epochs, it goes on for as many more as are asked for.
+    make_shorter(tuning / "config.gin")
+    status, _, err = run(tuning, data_dir, *again, "train.finetune_epochs = 2")
+    assert status == 1 and "`finetune_epochs` must be 2 in" in err
 
-def test_a_hardened_network_can_begin_with_new_weights(
-    data_dir, tmp_path, main_here, monkeypatch
-):
-    begun = []
+    for workdir, name, ends in (
+        (learning, "learned", 130),
+        (tuning, "model", 0),
+    ):
+        status, _, err = run(workdir, data_dir, *again)
+        assert status == ends, err
+        assert_weights(workdir, whole, name)
+    assert len(rows(tuning)) == 5
+    for path, value in begun[1].items():  # Drawn from the seed.
+        np.testing.assert_array_equal(begun[3][path], value, path)
 
-    def fit(self, model, *args):
-        begun.append({w.path: np.array(w) for w in model.weights})
-        return done(self, model, *args)
-
-    done = stage.Stage.fit
-    monkeypatch.setattr(stage.Stage, "fit", fit)
-    bindings = [
-        *TINY,
-        "train.num_epochs = 2",
-        "train.harden_to = 'pooled'",
-        "train.finetune_epochs = 1",
-        "train.restart = True",
-    ]
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert status == 0, err
-    _, plain = begun
-    learned = weights(tmp_path / "run", "learned").values()
-    for path, value in plain.items():
-        if path.endswith("kernel"):
-            assert not any(np.array_equal(value, each) for each in learned)
-    for name in ("backup/hardened.latest.weights.h5", "model.keras"):
-        (tmp_path / "run" / name).unlink()
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert status == 0, err
-    for path, value in begun[3].items():  # Drawn again, alike.
-        np.testing.assert_array_equal(value, plain[path])
-    # Its optimizer begins anew, the run goes on.
-    learned, plain = rows(tmp_path / "run")
-    assert plain["learning_rate"] == learned["learning_rate"]
-    assert (learned["step"], plain["step"]) == (5, 10)
-    status, _, err = main_here(tmp_path / "run", data_dir, *bindings)
-    assert (status, len(rows(tmp_path / "run"))) == (0, 2), err
+    # Without `restart` it goes on with what was learned.
+    monkeypatch.setattr(train, "change_by_hardening", lambda *args: {})
+    (hardened / "config.gin").unlink()
+    for _ in range(2):
+        assert run(hardened, data_dir, *TUNED)[0] == 130
+    for i, steps, epoch in ((1, 0, 2), (5, 4, 3), (7, 8, 2), (9, 12, 3)):
+        assert (begun[i]["steps"], begun[i]["epoch"]) == (steps, epoch)
+    for values, kept in ((begun[1], False), (begun[7], True)):
+        kernels = [w for path, w in values.items() if path.endswith("kernel")]
+        assert len(kernels) == 5
+        for kernel in kernels:
+            among = [np.array_equal(kernel, w) for w in learned.values()]
+            assert any(among) == kept
 
 
 @pytest.mark.parametrize(
@@ -517,7 +540,7 @@ def test_what_a_network_is_led_to(
     binding, message, data_dir, tmp_path, main_here
 ):
     workdir = tmp_path / "run"
-    status, _, err = main_here(workdir, data_dir, *TINY, binding)
+    status, _, err = main_here(workdir, data_dir, *TINY, *FEW, binding)
     assert status == 1 and message in err
     assert not workdir.exists()
 
@@ -626,17 +649,9 @@ def test_bad_settings_end_in_one_line(
     bindings, message, data_dir, tmp_path, main_here
 ):
     workdir = "" if "workdir" in bindings[0] else tmp_path / "run"
-    status, _, err = main_here(workdir, data_dir, *bindings)
+    status, _, err = main_here(workdir, data_dir, *bindings, *FEW)
     assert status == 1
     assert err.strip().splitlines()[-1].startswith(message)
-
-
-def test_a_bad_setting_ends_a_process_in_one_line(data_dir, tmp_path):
-    status, _, err = run_main(tmp_path / "run", data_dir, "train.nope = 1.0")
-    assert status == 1
-    assert "Traceback" not in err
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("error: Configurable 'train' doesn't have a")
 
 
 def test_a_second_run_in_a_workdir_is_refused(data_dir, tmp_path, main_here):
@@ -741,7 +756,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize(
-    "count", [5, pytest.param(200, marks=pytest.mark.slow)]
+    "count", [4, pytest.param(200, marks=pytest.mark.slow)]
 )
 def test_malformed_bindings_end_in_one_line(
     count, data_dir, tmp_path, main_here, monkeypatch
@@ -813,14 +828,41 @@ CONFIGS = sorted(
     and not path.name.startswith(SOUNDS)
     # They are in test_audio.py.
 )
-# Those that say little that others do not: tests above train digits.gin and
-# digits_budget.gin, fashion_mnist.gin is like these, and others are of
-# cifar10.gin's network. The graph of EfficientNet takes a minute.
+# Whose networks others have. The graph of EfficientNet takes a minute.
 SLOW_CONFIGS = (
     *("digits.gin", "digits_budget.gin", "fashion_mnist.gin"),
     *("cifar100.gin", "cifar10_augmented.gin", "cifar10_efficientnet.gin"),
 )
 POOLINGS = {"cifar10_densenet.gin": 2, "cifar10_efficientnet.gin": 5}
+
+
+@pytest.fixture
+def run_config(mocked, tmp_path):
+    """Runs a config on random images, with few filters."""
+
+    def run(name):
+        gin.clear_config()
+        bindings = [
+            "train.num_epochs = 1",
+            "train.finetune_epochs = 0",
+            "train.deterministic = False",
+            f"train.workdir = '{tmp_path / 'run'}'",
+            "data.load_datasets.batch_size = 8",
+            "resnet.resnet18.filters = [4, 4, 8, 8, 8]",
+            "resnet.resnet18.num_layers = 1",
+            "networks.densenet.num_layers = 1",
+        ]
+        config.load([name], bindings)
+        images = gin.query_parameter("data.load_datasets.name")
+        mocked(images, train=32, test=16)
+        return config.run_training(config_fn=config.operative)
+
+    yield run
+    gin.clear_config()
+
+
+def steps_of(name):
+    return 2 if name in ("cifar10.gin", "cifar100.gin") else 4  # Mixup halves.
 
 
 @pytest.mark.parametrize(
@@ -832,28 +874,23 @@ POOLINGS = {"cifar10_densenet.gin": 2, "cifar10_efficientnet.gin": 5}
         for name in CONFIGS
     ],
 )
-def test_every_config_trains(name, mocked, tmp_path, monkeypatch):
-    gin.clear_config()
-    bindings = [
-        "train.num_epochs = 1",
-        "train.finetune_epochs = 0",
-        "train.deterministic = False",
-        f"train.workdir = '{tmp_path / 'run'}'",
-        "data.load_datasets.batch_size = 8",
-        "resnet.resnet18.filters = [4, 4, 8, 8, 8]",
-        "resnet.resnet18.num_layers = 1",
-        "networks.densenet.num_layers = 1",
-    ]
-    config.load([name], bindings)
-    mocked(gin.query_parameter("data.load_datasets.name"), train=32, test=16)
-    summary = config.run_training(config_fn=config.operative)
-    gin.clear_config()
+def test_every_config_begins_to_train(name, run_config, monkeypatch):
+    seen = end_after_a_step(monkeypatch)
+    with pytest.raises(OneStep):
+        run_config(name)
+    ((steps, layers),) = seen
+    assert (steps, len(layers)) == (steps_of(name), POOLINGS.get(name, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_trains(name, run_config, tmp_path):
+    summary = run_config(name)
     assert np.isfinite(summary["test_loss"])
     learned = summary.get("hardened", {}).get("learned", summary)
     assert len(learned["pooling"]) == POOLINGS.get(name, 4)
     (row,) = rows(tmp_path / "run")
-    mixup = name in ("cifar10.gin", "cifar100.gin")
-    assert row["step"] == (2 if mixup else 4)
+    assert row["step"] == steps_of(name)
 
 
 def tiny(num_output_classes, pooling_cls=DiffStride):
