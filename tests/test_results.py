@@ -71,6 +71,13 @@ def test_each_figure_and_its_command_are_there(path):
             assert f"--output={folder}" in (ROOT / "RESULTS.md").read_text()
 
 
+def test_what_conversion_does_to_trained_weights():
+    results = json.loads((ROOT / "results" / "pretrained.json").read_text())
+    made = script("pretrained").tables(results)
+    shown = tables((ROOT / "docs" / "convert.md").read_text())
+    assert sum(each.strip() in made for each in shown) == 2
+
+
 def test_combinations_of_sizes():
     compilations = script("compilations")
     path = ROOT / "results" / "compilations.json"
