@@ -50,6 +50,7 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+_PLAIN = {"padding": "same", "use_bias": False}
 # Maps of 2 x 2 pixels have no room for sizes of one parity.
 _outer = functools.partial(DiffStride, smoothness_factor=1.0, keep_parity=False)
 _inner = functools.partial(_outer, ramp="inner")
@@ -101,9 +102,6 @@ def lite0(num_classes: int, size: int = SIZE) -> keras.Model:
     return keras.Model(inputs, outputs, name="efficientnet_lite0")
 
 
-_PLAIN = {"padding": "same", "use_bias": False}
-
-
 def _normalized(x: Any, activation: str | None = "relu6") -> Any:
     x = keras.layers.BatchNormalization(epsilon=1e-3, momentum=0.9)(x)
     return keras.layers.Activation(activation)(x) if activation else x
@@ -151,7 +149,8 @@ def measure(
         for split, count in (("train", options.train), ("test", options.test))
     }
     epochs = options.epochs
-    trained = _start()
+    pretrained = _start()
+    trained = _copy(pretrained)
     _train(trained, data["train"], epochs)
     random = _start(pretrained=False)
     _train(random, data["train"], epochs)
@@ -167,7 +166,7 @@ def measure(
             for name, how in CONVERSIONS.items()
         ],
         "transferred": [
-            _row(name, how, _start(), data, epochs)
+            _row(name, how, pretrained, data, epochs)
             for name, how in CONVERSIONS.items()
         ],
     }
@@ -193,6 +192,12 @@ def _start(pretrained: bool = True) -> keras.Model:
     model = lite0(10)
     if pretrained:
         load_imagenet(model)
+    return model
+
+
+def _copy(source: keras.Model) -> keras.Model:
+    model = keras.models.clone_model(source)
+    model.set_weights(source.get_weights())
     return model
 
 
@@ -223,24 +228,19 @@ def _row(
     epochs: int,
 ) -> dict[str, Any]:
     """Converts a network, and trains it."""
-    model = keras.models.clone_model(source)
-    model.set_weights(source.get_weights())
+    model = _copy(source)
     row: dict[str, Any] = {"conversion": name}
     if how is not None:
         model, _ = diffstride.convert(model, **how)
         row["converted"] = _accuracy(model, data["test"])
         diffstride.recalibrate(model, data["train"][0][:1024], batch_size=128)
         row["recalibrated"] = _accuracy(model, data["test"])
-    row["macs"] = _macs(model)
+    row["macs"] = diffstride.model_cost(model).macs
     _train(model, data["train"], epochs)
     row["tuned"] = _accuracy(model, data["test"])
-    row["macs_tuned"] = _macs(model)
+    row["macs_tuned"] = diffstride.model_cost(model).macs
     print(row, flush=True)
     return row
-
-
-def _macs(model: keras.Model) -> int:
-    return diffstride.model_cost(model).totals()["macs"]
 
 
 def tables(results: dict[str, Any]) -> str:
