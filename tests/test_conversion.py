@@ -227,6 +227,61 @@ def test_models_inside_and_shared_layers():
     assert inner.get_layer("conv").strides == (1, 1)
 
 
+def deep(data_format):
+    """Models behind strided layers: in a row, called twice, of two inputs."""
+    first = data_format == "channels_first"
+
+    def maps(size, channels, name=None):
+        shape = (channels, size, size) if first else (size, size, channels)
+        return keras.Input(shape, name=name)
+
+    def conv(filters, size, strides):
+        return layers.Conv2D(
+            filters, size, strides, "same", data_format=data_format
+        )
+
+    x = inputs = maps(24, 2)
+    # It needs the size, which no stride changes there.
+    flat = keras.Sequential([maps(24, 2), layers.Flatten(), layers.Dense(3)])
+    y = flat(x)
+    inner = keras.Sequential([maps(12, 4), conv(4, 3, 2)], name="inner")
+    stem = keras.Sequential([maps(24, 2), conv(4, 3, 2), inner], name="stem")
+    x = stem(x)
+    block = keras.Sequential([maps(6, 4), conv(4, 3, 1)], name="block")
+    x = block(block(x))
+    one, two = maps(6, 4, "one"), maps(6, 4, "two")
+    meet = keras.Model({"one": one, "two": two}, one * two, name="meet")
+    x = meet({"one": x, "two": layers.Activation("sigmoid")(x)})
+    x = keras.Sequential([maps(6, 4), conv(4, 2, 2)], name="down")(x)
+    x = layers.GlobalAveragePooling2D(data_format)(x)
+    return randomised(keras.Model(inputs, layers.Concatenate()([x, y])))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", channels_first])
+def test_models_inside_follow_strides_that_move(data_format):
+    if JAX:
+        pytest.skip("the same there, and slower")
+    model = deep(data_format)
+    kept, report = convert(model, to=subsample)
+    assert_same(model, kept)
+    kept_paths, paths = (
+        {v.path for v in each.variables} for each in (kept, model)
+    )
+    assert kept_paths == paths
+    assert len(report.changes) == 3 and all(c.became for c in report.changes)
+    new, _ = convert(model)
+    assert isinstance(new.get_layer("stem"), keras.Sequential)
+    x = batch(model)
+    before = outputs(new, x)[0]
+    for number, layer in enumerate(pooling_layers(new)):
+        layer.stride_weights.assign([1.3 + number / 4, 1.6])
+    assert abs(outputs(new, x)[0] - before).max() > 1e-3
+    assert_same(new, freeze(new), x)
+    for to in ("spectral", "strided"):
+        hardened = harden(new, to, verbose=False)
+        assert np.isfinite(outputs(hardened, x)[0]).all()
+
+
 @on_tensorflow
 def test_weights_of_the_source_stay_its_own():
     model = randomised(graph())

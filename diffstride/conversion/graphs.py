@@ -67,6 +67,9 @@ class Rebuild:
             replacement makes up for: it is given the input of that one.
         copies: for the identity of layers their copies, where these are among
             the replacements.
+        unknown: shapes of inputs of models inside whose sizes are not known
+            once strides are learned, by the identity of the model and the
+            number of the input.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class Rebuild:
         replacements: dict[int, Sequence[Part]],
         merged: dict[int, int],
         copies: dict[int, keras.layers.Layer],
+        unknown: dict[tuple[int, int], tuple],
     ):
         self._replacements = replacements
         self._merged = merged
+        self._unknown = unknown
         self._made: dict[int, Any] = dict(copies)
         self._outputs: dict[tuple[int, int], Any] = {}
         # Of what each merged layer gave, that and what it was given.
@@ -84,7 +89,7 @@ class Rebuild:
 
     def model(self, model: keras.Model) -> keras.Model:
         """Makes a model, with the weights of the one that is given."""
-        made = self._container(model)
+        made = self._container(model, model.input)
         pairs = [
             (source, self._made[id(source)])
             for source in sublayers(model)
@@ -104,42 +109,60 @@ class Rebuild:
                 new.assign(keras.ops.copy(old))  # As in `copy_weights`.
         return made
 
-    def _container(self, model: keras.Model) -> keras.Model:
+    def _container(self, model: keras.Model, given: Any) -> keras.Model:
+        """The model made again, for what it is called on first."""
         if id(model) not in self._made:
-            sequential = isinstance(model, keras.Sequential)
-            make = self._sequential if sequential else self._functional
-            self._made[id(model)] = make(model)
+            shapes = [
+                self._unknown.get((id(model), number), x.shape)
+                for number, x in enumerate(keras.tree.flatten(given))
+            ]
+            inputs = [
+                keras.Input(
+                    batch_shape=shape,
+                    dtype=x.dtype,
+                    sparse=x.sparse,
+                    name=x.name,
+                )
+                for x, shape in zip(model.inputs, shapes, strict=True)
+            ]
+            if isinstance(model, keras.Sequential):
+                self._made[id(model)] = self._sequential(model, *inputs)
+            else:
+                inputs = keras.tree.pack_sequence_as(model.input, inputs)
+                outputs = walk(model, inputs, self._call)
+                made = keras.Model(inputs, outputs, name=model.name)
+                self._made[id(model)] = made
         return self._made[id(model)]
 
-    def _functional(self, model: keras.Model) -> keras.Model:
-        inputs = keras.tree.map_structure(_new_input, model.input)
-        outputs = walk(model, inputs, self._call)
-        return keras.Model(inputs, outputs, name=model.name)
-
-    def _sequential(self, model: keras.Sequential) -> keras.Model:
+    def _sequential(
+        self, model: keras.Sequential, inputs: keras.KerasTensor
+    ) -> keras.Model:
         dropped = {
             self._merged[id(layer)]
             for layer in model.layers
             if id(layer) in self._merged
         }
         parts: list = []
-        for layer in model.layers:
-            if id(layer) not in dropped:
-                parts += self._replacements.get(id(layer)) or [
-                    self._copy(layer)
-                ]
-        inputs = _new_input(model.inputs[0])
-        if all(isinstance(part, keras.layers.Layer) for part in parts):
-            return keras.Sequential([inputs, *parts], name=model.name)
         outputs = inputs
-        for part in parts:
-            outputs = part(outputs)
+        for layer in model.layers:
+            if id(layer) in dropped:
+                continue
+            for part in self._replacements.get(id(layer)) or [
+                self._copy(layer, outputs)
+            ]:
+                parts.append(part)
+                with keras.name_scope(model.name):  # As Keras builds them.
+                    outputs = part(outputs)
+        if all(isinstance(part, keras.layers.Layer) for part in parts):
+            # Of the same input: what layers have given stays part of it.
+            return keras.Sequential([inputs, *parts], name=model.name)
         return keras.Model(inputs, outputs, name=model.name)
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         parts = self._replacements.get(id(operation))
         if parts is None:
-            outputs = self._copy(operation)(*args, **kwargs)
+            copy = self._copy(operation, first_input(args, kwargs))
+            outputs = copy(*args, **kwargs)
             if id(operation) in self._merged.values():
                 x = first_input(args, kwargs)
                 self._before[id(operation), id(outputs)] = outputs, x
@@ -155,9 +178,9 @@ class Rebuild:
             x, _ = self._outputs[key]
         return x
 
-    def _copy(self, operation: Any) -> Any:
+    def _copy(self, operation: Any, given: Any) -> Any:
         if is_graph(operation):
-            return self._container(operation)
+            return self._container(operation, given)
         if id(operation) not in self._made:
             self._made[id(operation)] = copied(operation)
         return self._made[id(operation)]
@@ -173,9 +196,3 @@ def copied(layer: keras.Operation, **changes: Any) -> Any:
 def first_input(args: tuple, kwargs: dict) -> Any:
     """What a layer of one input is called on."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def _new_input(x: keras.KerasTensor) -> keras.KerasTensor:
-    return keras.Input(
-        batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name
-    )

@@ -255,6 +255,11 @@ class _Plan:
         self._heads = [
             name for name, x in survey.heads if not branches.fixed(x)
         ]
+        self._unknown = {
+            (inner, number): survey.any_size(x)
+            for inner, number, x in survey.given
+            if not branches.fixed(id(x))
+        }
 
     def converted(self, model: keras.Model) -> keras.Model:
         """Makes the new model."""
@@ -279,6 +284,7 @@ class _Plan:
                 for key in self._replacements
                 if sites[key].copy is not None
             },
+            self._unknown if learned else {},
         )
         try:
             return rebuild.model(model)

@@ -96,6 +96,8 @@ class Survey:
         layers: all strided layers by their identity, in the order of calls.
         inputs, steps: the graph, for `Branches`.
         heads: layers that need maps of fixed size, with what they receive.
+        given: for each call of a model inside, and each of its inputs, the
+            identity of that model, the number of the input, and the tensor.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Survey:
         self.layers: dict[int, Any] = {}
         self.steps: list[Step] = []
         self.heads: list[tuple[str, int]] = []
+        self.given: list[tuple[int, int, keras.KerasTensor]] = []
         if not is_graph(model):
             raise ValueError(_no_graph(model))
         self._format = _data_format(model)
@@ -134,7 +137,10 @@ class Survey:
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if is_graph(operation):
             outer, self._place = self._place, operation
-            outputs = walk(operation, first_input(args, kwargs), self._call)
+            inputs = first_input(args, kwargs)
+            for number, x in enumerate(keras.tree.flatten(inputs)):
+                self.given.append((id(operation), number, x))
+            outputs = walk(operation, inputs, self._call)
             self._place = outer
             return outputs
         if isinstance(operation, keras.Model):
@@ -159,6 +165,13 @@ class Survey:
             self._look(operation, given, returned, step)
         self.steps.append(step)
         return outputs
+
+    def any_size(self, x: keras.KerasTensor) -> tuple:
+        """The shape of a map, batch included, with no size of an axis."""
+        shape = [None] * len(x.shape)
+        channels = -1 if self._format == "channels_last" else 1
+        shape[channels] = x.shape[channels]
+        return tuple(shape)
 
     def _tensor(self, x: keras.KerasTensor) -> Tensor:
         self._alive.append(x)
