@@ -23,7 +23,7 @@ from diffstride.profiling import (
     pooling_states,
     profile,
 )
-from diffstride.resnet import ResidualLayer, ResnetBlock
+from diffstride.residual import ResidualLayer, ResnetBlock
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 

@@ -172,3 +172,10 @@ def resolve_channels_first(channels_first: bool | None) -> bool:
     if channels_first is None:
         return keras.config.image_data_format() == "channels_first"
     return arguments.boolean("channels_first", channels_first)
+
+
+def resolve_weight_decay(weight_decay: float | None) -> float | None:
+    """Returns the factor of an L2 penalty, which `None` leaves out."""
+    if weight_decay is None:
+        return None
+    return arguments.number("weight_decay", weight_decay)

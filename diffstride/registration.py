@@ -14,7 +14,8 @@ from typing import Any
 # What the layers import of this package. Where one of these imports keras it is
 # half made itself, and registering in there would import in a circle.
 _NEEDED = {
-    *("arguments", "pooling", "resnet", "masks", "resampling", "numerics"),
+    *("arguments", "pooling", "residual", "resnet", "masks", "resampling"),
+    "numerics",
     *("static", "internals", "optimization", "resizing", "composite"),
     *("strided", "antialiasing", "cosine", "dynopool", "windows"),
     *("fourier", "waves", "parts", "audio_cnn"),
@@ -22,7 +23,7 @@ _NEEDED = {
 
 # Modules that have layers of their own.
 LAYERS = (
-    *("pooling", "resizing", "parts", "resnet", "audio_cnn"),
+    *("pooling", "resizing", "parts", "residual", "resnet", "audio_cnn"),
     *("antialiasing", "cosine", "dynopool", "windows"),
 )
 

@@ -27,6 +27,7 @@ LAYERS = (
     "strided",
     "pooling profiling dynopool",
     "parts",
+    "residual",
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
@@ -47,11 +48,10 @@ LIGHT = set(
 )
 LIBRARY = set(
     "arguments internals numerics masks optimization composite static "
-    "fourier waves resampling strided pooling profiling parts resizing resnet "
-    "schedule surgery antialiasing cosine dynopool windows budget diagnostics "
-    "audio_cnn logger cost compute compute_budget hardening networks "
-    "formatting "
-    "conversion recalibration tasks".split()
+    "fourier waves resampling strided pooling profiling parts resizing "
+    "residual resnet schedule surgery antialiasing cosine dynopool windows "
+    "budget diagnostics audio_cnn logger cost compute compute_budget "
+    "hardening networks formatting conversion recalibration tasks".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
