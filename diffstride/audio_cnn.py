@@ -107,8 +107,11 @@ class AudioCNN(Composite, WindowedSequential):
             or a pooling layer class that takes `strides`, `data_format`,
             `dtype` and `name`; any callable with these arguments will do.
         weight_decay: factor of the L2 penalty on kernels and dense bias.
-        pooling_placement: `"after"` the first convolution of a block, or
-            `"before"` it. The first block pools after it.
+        pooling_placement: `"after"` the first convolution of a block,
+            `"before"` it (the first block pools after it), or at the `"end"` of
+            the block, after its last activation. What a low-pass filter takes
+            from a convolution without an activation is lost, whatever the
+            convolution does; activations bring it into the band that stays.
         sample_rate: samples per second of the inputs.
         mel_channels: number of frequencies.
         **kwargs: `name`, `trainable` and `dtype`.
@@ -181,7 +184,7 @@ class AudioCNN(Composite, WindowedSequential):
         self.pooling_cls = pooling_factory(pooling_cls)
         self.weight_decay = arguments.number("weight_decay", weight_decay)
         self.pooling_placement = arguments.choice(
-            "pooling_placement", pooling_placement, PLACEMENTS
+            "pooling_placement", pooling_placement, (*PLACEMENTS, "end")
         )
         # The least that has room for 25 ms and 10 ms.
         self.sample_rate = arguments.integer("sample_rate", sample_rate, 200)
@@ -243,17 +246,19 @@ class AudioCNN(Composite, WindowedSequential):
         self, parts: Parts, filters: int, stride: Stride, first: bool
     ) -> Iterator[keras.layers.Layer]:
         along_time, along_frequency = whole_strides(stride, self.pooling_cls)
-        pooling = []
+        block = [
+            parts.conv(filters, (3, 1), (along_time, 1), "conv_time"),
+            parts.batch_norm_relu("bn_time"),
+            parts.conv(filters, (1, 3), (1, along_frequency), "conv_frequency"),
+            parts.batch_norm_relu("bn_frequency"),
+        ]
         if self.pooling_cls is not None:
-            pooling = [parts.pooling(self.pooling_cls, stride)]
-        before = self.pooling_placement == "before" and not first
-        conv = parts.conv(filters, (3, 1), (along_time, 1), "conv_time")
-        yield from (*pooling, conv) if before else (conv, *pooling)
-        yield parts.batch_norm_relu("bn_time")
-        yield parts.conv(
-            filters, (1, 3), (1, along_frequency), "conv_frequency"
-        )
-        yield parts.batch_norm_relu("bn_frequency")
+            place = {"before": 1 if first else 0, "after": 1, "end": 4}
+            block.insert(
+                place[self.pooling_placement],
+                parts.pooling(self.pooling_cls, stride),
+            )
+        yield from block
 
     def build(self, input_shape: tuple) -> None:
         """Builds the graph of a window, for batches of any size."""

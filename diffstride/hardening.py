@@ -32,6 +32,16 @@ _PLANS = 16  # Of integer strides, how many are followed and tried.
 # What is tried where none is within a budget, as of maps that are still larger
 # than they will be, with a ramp around them.
 _SHRINK = (1.0, 0.7, 0.5, 0.35)
+# What acts on each point of a map, and so on those that a stride leaves.
+_OF_POINTS = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Dropout,
+    keras.layers.ELU,
+    keras.layers.Identity,
+    keras.layers.LeakyReLU,
+    keras.layers.ReLU,
+)
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -56,9 +66,10 @@ def harden(
       `SmoothnessSchedule` down to 0 nothing changes.
     - `"strided"`: no layer of this package is left, and the model loads without
       it. Strides become integers, those that come closest to the learned sizes,
-      or, with `macs`, the closest within a budget. A convolution that a pooling
-      followed takes its stride, in a residual layer and in a
-      `keras.Sequential`; elsewhere average pooling does.
+      or, with `macs`, the closest within a budget. Convolutions take them, in
+      residual layers and in a `keras.Sequential`: along each axis the last one
+      before the pooling whose kernel is wider than 1 there, or else the first
+      after it. Elsewhere average pooling does.
     - `"pooled"`: the same with average pooling everywhere. Like the crop that
       it replaces it takes high frequencies out, so that more of the accuracy is
       kept; convolutions before it stay at stride 1.
@@ -110,27 +121,83 @@ def harden(
     return hardened
 
 
-def _taking_strides(model: keras.Model, to: str) -> dict[int, int]:
-    """Finds the convolutions that take the stride of a pooling after them.
+class _Taken(NamedTuple):
+    """A stride along one axis, that a convolution takes from a pooling.
 
-    Returns:
-        The identity of the pooling by that of the convolution.
+    Attributes:
+        pooling: identity of the pooling.
+        axis: the axis of its maps.
+        layers: identities of the convolution and of all that is between the
+            two: their outputs along the axis have another size then.
+        earlier: whether the convolution comes before the pooling.
     """
-    taking: dict[int, int] = {}
+
+    pooling: int
+    axis: int
+    layers: tuple[int, ...]
+    earlier: bool
+
+
+def _taken_strides(model: keras.Model, to: str) -> dict[int, list[_Taken]]:
+    """Finds the strides that convolutions take, by their identities."""
+    taken: dict[int, list[_Taken]] = {}
     if to == "pooled":
-        return taking
+        return taken
     for part in sublayers(model):
         if isinstance(part, ResidualLayer) and part.pooling is not None:
-            taking[id(part.conv_in)] = id(part.pooling)
+            earlier = {id(part.conv_in): part.pooling_placement == "after"}
             if part.project:
-                taking[id(part.conv_shortcut)] = id(part.pooling)
+                earlier[id(part.conv_shortcut)] = not part._pool_first
+            for conv, before in earlier.items():
+                layers = (conv,) if before else ()
+                taken[conv] = [
+                    _Taken(id(part.pooling), axis, layers, before)
+                    for axis in range(part.pooling.rank)
+                ]
         elif isinstance(part, keras.Sequential):
-            for conv, pooling in itertools.pairwise(part.layers):
-                if isinstance(pooling, BaseSpectralPooling) and _can_stride(
-                    conv
-                ):
-                    taking[id(conv)] = id(pooling)
-    return taking
+            for place, layer in enumerate(part.layers):
+                if isinstance(layer, BaseSpectralPooling):
+                    for axis in range(layer.rank):
+                        conv, each = _taker(part.layers, place, axis)
+                        if conv is not None:
+                            taken.setdefault(conv, []).append(each)
+    return taken
+
+
+def _taker(
+    layers: Sequence[keras.layers.Layer], place: int, axis: int
+) -> tuple[int | None, _Taken | None]:
+    """The convolution of a chain that takes a pooling's stride along an axis.
+
+    It is the last one before the pooling that sees more than a point along the
+    axis, past what acts on points: there nothing changes but that the values
+    which the stride drops are not computed. Where only convolutions along other
+    axes come before, it is the first one after the pooling; theirs would drop
+    values that nothing has seen.
+    """
+    passed: list[int] = []
+    along = False
+    for layer in layers[:place][::-1]:
+        passed.append(id(layer))
+        if _can_stride(layer):
+            if layer.kernel_size[axis] > 1:
+                taken = _Taken(id(layers[place]), axis, tuple(passed), True)
+                return id(layer), taken
+            along = True
+        elif not isinstance(layer, _OF_POINTS):
+            break
+    if not along:
+        return None, None
+    passed = []
+    for layer in layers[place + 1 :]:
+        if _can_stride(layer) and layer.kernel_size[axis] > 1:
+            return id(layer), _Taken(
+                id(layers[place]), axis, tuple(passed), False
+            )
+        passed.append(id(layer))
+        if not isinstance(layer, _OF_POINTS) and not _can_stride(layer):
+            break
+    return None, None
 
 
 class _Step(NamedTuple):
@@ -220,23 +287,38 @@ def plain_calls(
 ) -> list[Call]:
     """What calls become by hardening, before sizes are rounded.
 
-    Products of poolings are gone, if not for `"spectral"`, and convolutions
-    that take the stride of the pooling after them give its size.
+    Products of poolings are gone, if not for `"spectral"`, and sizes are those
+    of convolutions that have taken their strides.
     """
     if to == "spectral":
         return list(calls)
-    taking = _taking_strides(model, to)
+    resized: dict[int, list[_Taken]] = {}
+    for each in itertools.chain(*_taken_strides(model, to).values()):
+        for layer in each.layers:
+            resized.setdefault(layer, []).append(each)
     remaining = []
     for place, call in enumerate(calls):
         if isinstance(call.layer, BaseSpectralPooling):
             continue
-        for after in calls[place + 1 :]:
-            if taking.get(id(call.layer)) == id(after.layer):
-                if after.input_shape == call.output_shape:
-                    call = call._replace(output_shape=after.output_shape)
-                break
+        for each in resized.get(id(call.layer), ()):
+            near = calls[place + 1 :] if each.earlier else calls[:place][::-1]
+            pooling = next(c for c in near if id(c.layer) == each.pooling)
+            call = _resized(call, pooling, each)
         remaining.append(call)
     return remaining
+
+
+def _resized(call: Call, pooling: Call, taken: _Taken) -> Call:
+    """The call with the size that it has if the pooling does not stride."""
+    whole = pooling.output_shape if taken.earlier else pooling.input_shape
+    last = pooling.layer.data_format == "channels_last"
+    place = taken.axis + (1 if last else 2)
+    shape = (
+        *call.output_shape[:place],
+        whole[place],
+        *call.output_shape[place + 1 :],
+    )
+    return call._replace(output_shape=shape)
 
 
 def _plain_within(
@@ -320,7 +402,7 @@ class _Plain:
         self._to = to
         self._plan = plan
         self._pairs: list[tuple] = []
-        self._taking = _taking_strides(model, to)
+        self._taken = _taken_strides(model, to)
 
     def model(self) -> keras.Model:
         """Makes it, with the weights."""
@@ -346,14 +428,26 @@ class _Plain:
             return keras.Sequential(
                 self._norm_relu(layer, layer.name), name=layer.name
             )
-        step = self._plan.get(self._taking.get(id(layer)))
-        return self._copy(layer, layer.name, step and step.strides)
+        strides = None
+        if taken := self._taken.get(id(layer)):
+            strides = list(layer.strides)
+            for each in taken:
+                strides[each.axis] = self._plan[each.pooling].strides[each.axis]
+        return self._copy(layer, layer.name, strides and tuple(strides))
 
     def _pooling(
         self, layer: BaseSpectralPooling, name: str
     ) -> keras.layers.Layer:
-        strides = self._plan[id(layer)].strides
-        if id(layer) in self._taking.values() or set(strides) == {1}:
+        gone = {
+            each.axis
+            for each in itertools.chain(*self._taken.values())
+            if each.pooling == id(layer)
+        }
+        strides = tuple(
+            1 if axis in gone else stride
+            for axis, stride in enumerate(self._plan[id(layer)].strides)
+        )
+        if set(strides) == {1}:
             return keras.layers.Identity(name=name)
         return _POOLING[layer.rank](
             strides,

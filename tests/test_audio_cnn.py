@@ -10,6 +10,7 @@ from maps import BACKEND, JAX, array
 import diffstride
 from diffstride import DiffStride, FixedSpectralPooling
 from diffstride.audio_cnn import AudioCNN, WindowedSequential
+from diffstride.compute import ComputeModel
 from diffstride.profiling import pooling_states, profile, stride_logs
 
 SAMPLES = 600  # 61 frames of 8 channels.
@@ -113,7 +114,11 @@ def test_strides_are_time_then_frequency():
 
 
 def test_poolings_stand_where_those_of_resnets_do():
-    for placement, places in (("after", (1, 1)), ("before", (1, 0))):
+    for placement, places in (
+        ("after", (1, 1)),
+        ("before", (1, 0)),
+        ("end", (4, 4)),
+    ):
         blocks = small(pooling_placement=placement).layers[4:6]
         names = [[layer.name for layer in block.layers] for block in blocks]
         assert tuple(each.index("pooling") for each in names) == places
@@ -170,6 +175,35 @@ def test_it_hardens(to, tmp_path):
     np.testing.assert_array_equal(array(loaded(x, training=False)), together)
     if to == "strided":  # For one window nothing of this package is needed.
         keras.Sequential(loaded.layers)(x[:, 0])
+
+
+@pytest.mark.skipif(JAX, reason="the same there, and slower")
+@pytest.mark.parametrize("placement", ["after", "end"])
+def test_hardened_each_convolution_strides_along_its_own_axis(placement):
+    """As in the network that has strided convolutions from the start."""
+    strides = ((2, 2), (3, 1))
+    arguments = {"strides": strides, "pooling_placement": placement}
+    pooling = functools.partial(
+        DiffStride, ramp="inner", final_smoothness_factor=0.0
+    )
+    model, plain = small(pooling, **arguments), small(None, **arguments)
+    random = np.random.RandomState(0)
+    for variable in model.weights:
+        if variable.name.startswith("moving"):
+            variable.assign(random.uniform(0.5, 1.5, variable.shape))
+    plain.set_weights(
+        [array(v) for v in model.weights if "/pooling/" not in v.path]
+    )
+    hardened = diffstride.harden(model, "strided", verbose=False)
+    x = sounds(2)
+    expected = array(plain(x, training=False))
+    np.testing.assert_allclose(
+        array(hardened(x, training=False)), expected, atol=1e-5
+    )
+    macs = diffstride.model_cost(plain).macs
+    assert diffstride.model_cost(hardened).macs == macs
+    compute = ComputeModel(model, harden_to="strided")
+    assert compute.macs(compute.strides()) == macs
 
 
 @pytest.mark.skipif(JAX, reason="compiles for each size")
