@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = json.loads((ROOT / "results" / "export.json").read_text())
 # What is exported and loaded with no other packages than those of the tests.
 AT_HAND = {
-    "tensorflow": ("SavedModel", "LiteRT"),
+    "tensorflow": ("SavedModel",),  # LiteRT takes 10 s: a slow test has it.
     "jax": ("SavedModel",),
     "torch": ("torch",),
 }[BACKEND]
