@@ -52,7 +52,7 @@ class ComputeBudget(keras.callbacks.Callback):
         compute: ComputeModel,
         macs: float,
         share: float = 0.5,
-        reach: float = 1.0,
+        reach: float = 3.0,
         every: int = 10,
         epochs: int | None = None,
     ):
