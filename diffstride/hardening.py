@@ -2,11 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
@@ -17,18 +16,26 @@ from diffstride.parts import BatchNormReLU
 from diffstride.pooling import BaseDiffStride, BaseSpectralPooling
 from diffstride.profiling import (
     Call,
-    PoolingState,
-    first_calls,
     known_shape,
-    pooling_states,
     profile,
 )
 from diffstride.residual import ResidualLayer, ResnetBlock
+from diffstride.rounding import (
+    Plan,
+    at_sizes_of,
+    distance,
+    hard_in_steps,
+    integer_plans,
+    spectral_plan,
+)
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
 _PLANS = 16  # Of integer strides, how many are followed and tried.
+# Where they are chosen by a loss: how many are followed, and how many of those
+# that use this share of a budget are measured.
+_FOLLOWED, _MEASURED, _LEAST = 64, 32, 0.85
 # What is tried where none is within a budget, as of maps that are still larger
 # than they will be, with a ramp around them.
 _SHRINK = (1.0, 0.7, 0.5, 0.35)
@@ -55,6 +62,7 @@ def harden(
     input_shape: Any = None,
     verbose: bool = True,
     macs: float | None = None,
+    loss: Callable[[], float] | None = None,
 ) -> keras.Model:
     """Makes a network with fixed strides of one that has learned them.
 
@@ -82,6 +90,10 @@ def harden(
         verbose: whether to print what has changed, layer by layer.
         macs: multiply-accumulates of one example that the network is to need.
             It may exceed them by 5 %. Of no effect for `"spectral"`.
+        loss: what integer strides are chosen by, if not by sizes alone: called
+            while the maps of `model` have the sizes that some of them would
+            leave, it returns what is to be least there, such as the loss on a
+            few batches. Of no effect for `"spectral"`.
 
     Returns:
         A new model, not compiled.
@@ -111,10 +123,10 @@ def harden(
         )
     shape = input_shape or known_shape(model)
     if to == "spectral":
-        plan = _spectral_plan(calls)
+        plan = spectral_plan(calls)
         hardened = _spectral(model, plan)
     else:
-        plan, hardened = _plain_within(model, to, calls, macs, shape)
+        plan, hardened = _plain_within(model, to, calls, macs, shape, loss)
     if verbose:
         before = cost_of_calls(model, calls)
         print(_report(plan, before, model_cost(hardened, shape)))
@@ -200,88 +212,6 @@ def _taker(
     return None, None
 
 
-class _Step(NamedTuple):
-    """What becomes of a layer: strides and sizes, one for each axis."""
-
-    learned: PoolingState
-    strides: tuple
-    output_size: tuple[int, ...]
-
-
-Plan = dict[int, _Step]  # By the identity of the pooling.
-
-
-def _spectral_plan(calls: Sequence[Call]) -> Plan:
-    """Keeps all sizes."""
-    plan: Plan = {}
-    for layer, state in _spectral_poolings(calls):
-        # The way that sizes are rounded must not come to a next one.
-        down = getattr(layer, "ramp", None) == "straight_through"
-        exact = np.array(state.input_size) / state.output_size
-        exact = exact * (1 - 1e-6 if down else 1 + 1e-6)
-        strides = tuple(np.maximum(exact, 1.0).tolist())
-        if _hard_in_steps(layer):
-            strides = state.strides
-        plan[id(layer)] = _Step(state, strides, state.output_size)
-    return plan
-
-
-def _integer_plans(calls: Sequence[Call], shrink: float = 1.0) -> list[Plan]:
-    """Integer strides whose sizes are close to the learned ones, best first.
-
-    `shrink` is a factor of the sizes that are looked for.
-    """
-    plans: list[Plan] = [{}]
-    for layer, state in _spectral_poolings(calls):
-        longer = []
-        for plan in plans:
-            scale: Any = 1.0  # Of the sizes, as rounding accumulates.
-            for last in plan.values():
-                scale = np.divide(last.output_size, last.learned.output_size)
-            sizes = np.maximum(np.rint(np.array(state.input_size) * scale), 1)
-            wanted = np.rint(np.array(state.output_size) * shrink)
-            wanted = np.maximum(wanted, 1).astype(int)
-            choices = map(_candidates, sizes.astype(int), wanted)
-            for strides in itertools.product(*choices):
-                output = tuple((-(-sizes // strides)).astype(int).tolist())
-                longer.append(
-                    {**plan, id(layer): _Step(state, strides, output)}
-                )
-        plans = sorted(longer, key=_distance)[:_PLANS]
-    return plans
-
-
-def _candidates(size: int, output_size: int) -> tuple[int, ...]:
-    """The integer strides next to a size, whose outputs are padded."""
-    # Of the strides to one size the smallest, which leaves the least out.
-    strides = {math.ceil(size / s): s for s in range(int(size), 0, -1)}
-    larger = min(n for n in strides if n >= min(output_size, size))
-    smaller = max((n for n in strides if n < output_size), default=larger)
-    return tuple({strides[larger], strides[smaller]})
-
-
-def _distance(plan: Plan) -> float:
-    """How far sizes are from the learned ones, in size and in aspect."""
-    return float(np.mean([_change(step) for step in plan.values()]))
-
-
-def _change(step: _Step) -> float:
-    factors = np.log(np.divide(step.output_size, step.learned.output_size))
-    return float(np.abs(factors).mean() + np.ptp(factors) / 2)
-
-
-def _spectral_poolings(
-    calls: Sequence[Call],
-) -> list[tuple[BaseSpectralPooling, PoolingState]]:
-    return [
-        (call.layer, state)
-        for call, state in zip(
-            first_calls(calls), pooling_states(calls), strict=True
-        )
-        if isinstance(call.layer, BaseSpectralPooling)
-    ]
-
-
 def plain_calls(
     model: keras.Model, to: str, calls: Sequence[Call]
 ) -> list[Call]:
@@ -327,21 +257,23 @@ def _plain_within(
     calls: Sequence[Call],
     macs: float | None,
     shape: Any,
+    loss: Callable[[], float] | None,
 ) -> tuple[Plan, keras.Model]:
     """The plain network closest to the learned sizes and to a budget."""
     if macs is None:
-        plan = _integer_plans(calls)[0]
+        plan = _least_loss(integer_plans(calls), calls, loss)
         return plan, _plain(model, to, plan)
     found = []
     for shrink in _SHRINK:
-        for plan in _integer_plans(calls, shrink):
+        for plan in integer_plans(calls, shrink, _FOLLOWED if loss else _PLANS):
             ratio = model_cost(_plain(model, to, plan), shape).macs / macs
             # Of all axes the mean, of all of them together the budget.
-            score = _distance(plan) + abs(math.log(ratio)) / len(plan)
+            score = distance(plan) + abs(math.log(ratio)) / len(plan)
             found.append((ratio > 1.05, score, ratio, plan))
         if not all(exceeds for exceeds, *_ in found):
             break
-    exceeds, _, ratio, plan = min(found, key=lambda each: each[:2])
+    found.sort(key=lambda each: each[:2])
+    exceeds, _, ratio, plan = found[0]
     if exceeds:
         least = min(ratio for _, _, ratio, _ in found)
         raise ValueError(
@@ -349,7 +281,32 @@ def _plain_within(
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
+    least = min(_LEAST, ratio)
+    plans = [plan for _, _, r, plan in found if least <= r <= 1.05]
+    plan = _least_loss(plans[:_MEASURED], calls, loss)
     return plan, _plain(model, to, plan)
+
+
+def _least_loss(
+    plans: Sequence[Plan],
+    calls: Sequence[Call],
+    loss: Callable[[], float] | None,
+) -> Plan:
+    """The first plan, or the one with which the learned network has least."""
+    if loss is None:
+        return plans[0]
+    losses: dict[tuple, float] = {}  # Of plans that differ in strides only.
+    for plan in plans:
+        sizes = tuple(step.output_size for step in plan.values())
+        if sizes not in losses:
+            with at_sizes_of(plan, calls):
+                losses[sizes] = float(loss())
+    return min(
+        plans,
+        key=lambda plan: losses[
+            tuple(step.output_size for step in plan.values())
+        ],
+    )
 
 
 def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
@@ -361,7 +318,7 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
         if id(source) in plan:
             layer.strides = plan[id(source)].strides
             layer.smoothness_factor = 0.0
-            if layer.ramp == "inner" and not _hard_in_steps(source):
+            if layer.ramp == "inner" and not hard_in_steps(source):
                 layer.ramp = "outer"
             layer.final_smoothness_factor = None
             layer.shared_stride = False
@@ -372,15 +329,6 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
         if not isinstance(layer, BaseDiffStride):
             copy_weights(source, layer)
     return hardened
-
-
-def _hard_in_steps(layer: BaseSpectralPooling) -> bool:
-    """Whether a mask is hard as it is, and may hold less than its map does."""
-    return (
-        isinstance(layer, BaseDiffStride)
-        and layer.size_step > 1
-        and layer.current_smoothness == 0
-    )
 
 
 def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:

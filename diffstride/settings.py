@@ -77,6 +77,7 @@ PARAMETERS = {
     "harden": ["train.train.harden_to"],
     "finetune": ["train.train.finetune_epochs"],
     "restart": ["train.train.restart"],
+    "harden_by": ["train.train.harden_by"],
     NETWORK: ["train.train.model_cls"],
     TASK: ["data.load_tasks.tasks"],
 }
@@ -113,6 +114,7 @@ _REACH = {
     "train.train.harden_to": (*RAMPS, "dct"),
     "train.train.finetune_epochs": (*RAMPS, "dct"),
     "train.train.restart": (*RAMPS, "dct"),
+    "train.train.harden_by": (*RAMPS, "dct"),
     "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
 } | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
 AXES = ("method", *PARAMETERS, "seed")

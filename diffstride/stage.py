@@ -1,12 +1,14 @@
 """A network of a run: trained from epoch to epoch, kept, tested, summed up."""
 
+import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from diffstride import callbacks, data, files, hosts
 from diffstride.cost import cost_of_calls
@@ -14,6 +16,8 @@ from diffstride.environment import environment
 from diffstride.formatting import aligned, cutoffs, human
 from diffstride.profiling import pooling_states, profile
 from diffstride.tasks import with_means
+
+_EXAMPLES = 256  # What a loss is measured on, or a batch more.
 
 
 class Stage:
@@ -182,6 +186,36 @@ def tested(model: keras.Model, datasets: data.Datasets) -> dict[str, Any]:
                     key = f"{task}_{metric}" if datasets.heads else metric
                     own[f"{name}_{metric}"] = of[key]
     return {**found, "tasks": tasks} if tasks else found
+
+
+def training_loss(
+    model: keras.Model, datasets: data.Datasets
+) -> Callable[[], float]:
+    """Makes a function that measures a model on some training data, as it is.
+
+    By the statistics of each batch, as its maps may have other sizes than those
+    that it has been trained with. It leaves nothing changed.
+    """
+    with datasets.reading():
+        epoch = iter(datasets.epochs(0, 1))
+        batches = [keras.tree.map_structure(np.asarray, next(epoch))]
+        count = len(keras.tree.flatten(batches[0])[0])
+        for batch in itertools.islice(epoch, _EXAMPLES // count):
+            batches.append(keras.tree.map_structure(np.asarray, batch))
+
+    def measure() -> float:
+        kept = [keras.ops.copy(v) for v in model.non_trainable_variables]
+        losses = [
+            model.compute_loss(x, y, model(x, training=True))
+            for x, y in batches
+        ]
+        for variable, value in zip(
+            model.non_trainable_variables, kept, strict=True
+        ):
+            variable.assign(value)
+        return float(np.mean([float(each) for each in losses]))
+
+    return measure
 
 
 def change_by_hardening(

@@ -22,7 +22,7 @@ from diffstride.optimization import (
 )
 from diffstride.profiling import learns_strides
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
-from diffstride.stage import Stage, change_by_hardening
+from diffstride.stage import Stage, change_by_hardening, training_loss
 from diffstride.static import learned_layers, static_sizes
 from diffstride.surgery import rebuilt
 from diffstride.tasks import objectives
@@ -45,6 +45,7 @@ def train(
     harden_to: str | None = None,
     finetune_epochs: int = 0,
     restart: bool = False,
+    harden_by: str = "size",
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -88,6 +89,10 @@ def train(
         restart: whether these epochs begin with new weights, drawn from the
             seed, and the learning rate of a first step, as a network does that
             has these strides from the start.
+        harden_by: what integer strides are chosen by: `"size"`, what comes
+            closest to the learned sizes; or `"loss"`, of what comes close that
+            with the least loss on some training data, if the learned network's
+            maps have the sizes which these strides would leave.
         devices: devices to train on, such as `["GPU:0", "GPU:1"]`; by default
             all GPUs, or else the CPU. Only TensorFlow takes several.
         deterministic: whether the backend is held to deterministic operations,
@@ -121,6 +126,7 @@ def train(
         harden_to,
         finetune_epochs,
         restart,
+        harden_by,
     )
     check_compiling(jit_compile, deterministic)
     learning_epochs = num_epochs - finetune_epochs
@@ -171,6 +177,9 @@ def train(
         with placement.making():
             plain, change = _hardened(
                 *(model, harden_to, budget, datasets, compiled),
+                loss=training_loss(model, datasets)
+                if harden_by == "loss"
+                else None,
                 new_weights_from=seed if restart else None,
             )
         stage = make_stage("model", _HARDENED, epochs if restart else 0)
@@ -187,6 +196,7 @@ def _check_arguments(
     harden_to: str | None,
     finetune_epochs: int,
     restart: bool,
+    harden_by: str,
 ) -> None:
     _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
     _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
@@ -214,6 +224,11 @@ def _check_arguments(
         finetune_epochs > 0 or not restart,
         "False with `finetune_epochs=0`: nothing would train the new weights",
         restart=restart,
+    )
+    _check(
+        harden_by in ("size", "loss"),
+        "'size' or 'loss'",
+        harden_by=repr(harden_by),
     )
 
 
@@ -338,6 +353,7 @@ def _hardened(
     budget: float | None,
     datasets: data.Datasets,
     compiled: Callable[[keras.Model], keras.Model],
+    loss: Callable[[], float] | None,
     new_weights_from: int | None,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Makes the plain network, and tells what that has changed.
@@ -345,7 +361,9 @@ def _hardened(
     It has the model's weights and an optimizer that is as far. Or it is new
     from a seed, and so is the optimizer.
     """
-    plain = compiled(harden(model, to, datasets.image_shape, macs=budget))
+    plain = compiled(
+        harden(model, to, datasets.image_shape, macs=budget, loss=loss)
+    )
     change = change_by_hardening(to, model, plain, datasets)
     if new_weights_from is not None:
         keras.utils.set_random_seed(new_weights_from)

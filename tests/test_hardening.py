@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from maps import TORCH
+from maps import TORCH, array
 from models import small_resnet
 
 from diffstride import (
@@ -20,10 +20,10 @@ from diffstride import (
     harden,
     model_cost,
 )
-from diffstride.hardening import _candidates
 from diffstride.internals import sublayers
 from diffstride.profiling import pooling_states, profile
 from diffstride.resnet import ResidualLayer, Resnet
+from diffstride.rounding import candidates
 
 # oneDNN crashes in gradients of strided convolutions of three images.
 IMAGES = np.random.RandomState(0).rand(4, 28, 28, 1).astype("float32")
@@ -136,6 +136,32 @@ def test_integer_strides_stay_within_a_budget():
         harden(model, "strided", macs=1000)
 
 
+@only_torch
+@pytest.mark.parametrize("axis", [0, 1])
+def test_integer_strides_may_be_chosen_by_a_loss(axis):
+    """Here the axis matters whose map is to stay large."""
+    model = network((1.0, 1.5, 1.5), placement="before")
+    before = [array(layer.stride_weights) for layer in model.pooling_layers]
+    seen = []
+
+    def loss():
+        seen.append(tuple(sizes(model)))
+        return -sizes(model)[-1][axis] / sizes(model)[-1][1 - axis]
+
+    budget = 0.5 * model_cost(model).macs
+    hardened = harden(model, "strided", verbose=False, macs=budget, loss=loss)
+    assert model_cost(hardened).macs <= 1.05 * budget
+    *_, last = (
+        call.output_shape[1:3]
+        for call in profile(hardened)
+        if call.name.endswith("conv_out")
+    )
+    assert last[axis] > last[1 - axis]
+    assert len({*seen}) == len(seen) > 4  # None is measured twice.
+    for old, layer in zip(before, model.pooling_layers, strict=True):
+        np.testing.assert_array_equal(array(layer.stride_weights), old)
+
+
 @pytest.mark.parametrize(
     "size, learned, expected",
     [
@@ -149,7 +175,7 @@ def test_integer_strides_stay_within_a_budget():
     ],
 )
 def test_of_strides_to_one_size_the_smallest(size, learned, expected):
-    assert {*_candidates(size, learned)} == expected
+    assert {*candidates(size, learned)} == expected
 
 
 @only_torch

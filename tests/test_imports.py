@@ -31,6 +31,7 @@ LAYERS = (
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
+    "rounding",
     "hardening",
     "compute conversion",
     "compute_budget networks",

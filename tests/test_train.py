@@ -418,6 +418,7 @@ TUNED = [
     "data.load_datasets.test_split = 'test[:128]'",
     "train.budget = 20000",
     "train.harden_to = 'strided'",
+    "train.harden_by = 'loss'",
     "train.num_epochs = 5",
     "train.finetune_epochs = 3",
 ]
@@ -534,6 +535,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
         ("train.finetune_epochs = -1", "`finetune_epochs` must be less than"),
         ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),
         ("train.restart = True", "`restart` must be False with"),
+        ("train.harden_by = 'luck'", "`harden_by` must be 'size' or 'loss'"),
     ],
 )
 def test_what_a_network_is_led_to(
