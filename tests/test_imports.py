@@ -52,7 +52,8 @@ LIBRARY = set(
     "fourier waves resampling strided pooling profiling parts resizing "
     "residual resnet schedule surgery antialiasing cosine dynopool windows "
     "budget diagnostics audio_cnn logger cost compute compute_budget "
-    "hardening networks formatting conversion recalibration tasks".split()
+    "rounding hardening networks formatting conversion recalibration "
+    "tasks".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}
 RANK = {
