@@ -28,6 +28,7 @@ from diffstride import (
     config,
     counting,
     files,
+    hardening,
     main,
     resnet,
     stage,
@@ -474,6 +475,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     whole, learning, hardened, tuning = folders = [
         tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
     ]
+    monkeypatch.setattr(hardening, "_FOLLOWED", 4)  # Each takes its time.
     # Hardened, of the second run and those without `restart`.
     begun = note_beginnings(monkeypatch, stops=(4, 8, 10))
     with monkeypatch.context() as patched:
