@@ -109,9 +109,9 @@ class AudioCNN(Composite, WindowedSequential):
         weight_decay: factor of the L2 penalty on kernels and dense bias.
         pooling_placement: `"after"` the first convolution of a block,
             `"before"` it (the first block pools after it), or at the `"end"` of
-            the block, after its last activation. What a low-pass filter takes
-            from a convolution without an activation is lost, whatever the
-            convolution does; activations bring it into the band that stays.
+            the block, after its last activation. Frequencies that a filter
+            takes out right after a convolution are lost; an activation brings
+            some of what they tell below the cut-off first.
         sample_rate: samples per second of the inputs.
         mel_channels: number of frequencies.
         **kwargs: `name`, `trainable` and `dtype`.

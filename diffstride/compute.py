@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +12,7 @@ import numpy as np
 from diffstride.cost import layer_macs
 from diffstride.hardening import plain_calls
 from diffstride.profiling import first_calls, learned_in_order, profile
+from diffstride.rounding import frozen_at
 from diffstride.strided import BaseLearnedPooling
 
 Strides = Sequence[np.ndarray]  # Of each layer, in the shape of its variable.
@@ -194,7 +195,7 @@ class ComputeModel:
         """Sends an example through the model as if frozen at these strides."""
         with contextlib.ExitStack() as stack:
             for layer, value in zip(self.layers, strides, strict=True):
-                stack.enter_context(_frozen_at(layer, value))
+                stack.enter_context(frozen_at(layer, value))
             calls = profile(self._model, self._input_shape)
             found = {
                 id(c.layer): c for c in first_calls(calls, BaseLearnedPooling)
@@ -256,22 +257,6 @@ def _deepest(reached: list[list[bool]]) -> np.ndarray:
     """For each column the last row that is true, -1 if none is."""
     rows = np.arange(len(reached))[:, None]
     return np.where(reached, rows, -1).max(axis=0)
-
-
-@contextlib.contextmanager
-def _frozen_at(
-    layer: BaseLearnedPooling, strides: np.ndarray
-) -> Iterator[None]:
-    """Inside the block a layer is what freezing it would make of it, here."""
-    supposed = layer.frozen_at(strides)
-    before = {name: getattr(layer, name) for name in supposed}
-    try:
-        for name, value in supposed.items():
-            setattr(layer, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(layer, name, value)
 
 
 def stride_limits(layer: BaseLearnedPooling) -> tuple[float, float]:

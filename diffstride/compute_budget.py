@@ -42,7 +42,7 @@ class ComputeBudget(keras.callbacks.Callback):
         macs: the budget, in multiply-accumulates of one example.
         share: above 0, up to 1.
         reach: how far a stride may get while training lasts: the logarithm of
-            its largest factor.
+            its largest factor; 3 stands for one of 20.
         every: number of steps between projections.
         epochs: number of epochs to plan for; by default the `epochs` of `fit`.
     """
@@ -70,7 +70,8 @@ class ComputeBudget(keras.callbacks.Callback):
         hidden = [
             layer.path
             for layer in self.compute.layers
-            if layer.stride_lr_multiplier
+            if layer.stride_weights.trainable
+            and layer.stride_lr_multiplier
             and not isinstance(
                 optimizer_of(self.model.optimizer, layer.stride_weights),
                 keras.optimizers.SGD,

@@ -1,15 +1,15 @@
 """From learned strides to plain networks with fixed ones."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
 from diffstride.cost import ModelCost, cost_of_calls, model_cost
+from diffstride.folding import FoldedStride, folded_strides
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
 from diffstride.parts import BatchNormReLU
@@ -35,20 +35,10 @@ TARGETS = ("spectral", "strided", "pooled")
 _PLANS = 16  # Of integer strides, how many are followed and tried.
 # Where they are chosen by a loss: how many are followed, and how many of those
 # that use this share of a budget are measured.
-_FOLLOWED, _MEASURED, _LEAST = 64, 32, 0.85
+_FOLLOWED, _MEASURED, _LEAST_SHARE = 64, 32, 0.85
 # What is tried where none is within a budget, as of maps that are still larger
 # than they will be, with a ramp around them.
 _SHRINK = (1.0, 0.7, 0.5, 0.35)
-# What acts on each point of a map, and so on those that a stride leaves.
-_OF_POINTS = (
-    keras.layers.Activation,
-    keras.layers.BatchNormalization,
-    keras.layers.Dropout,
-    keras.layers.ELU,
-    keras.layers.Identity,
-    keras.layers.LeakyReLU,
-    keras.layers.ReLU,
-)
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -75,9 +65,10 @@ def harden(
     - `"strided"`: no layer of this package is left, and the model loads without
       it. Strides become integers, those that come closest to the learned sizes,
       or, with `macs`, the closest within a budget. Convolutions take them, in
-      residual layers and in a `keras.Sequential`: along each axis the last one
-      before the pooling whose kernel is wider than 1 there, or else the first
-      after it. Elsewhere average pooling does.
+      residual layers and in a `keras.Sequential`: along each axis the last
+      convolution before the pooling that is wider than 1 along it, or, if those
+      before it are of size 1 along it, the first such one after it. Elsewhere
+      average pooling does.
     - `"pooled"`: the same with average pooling everywhere. Like the crop that
       it replaces it takes high frequencies out, so that more of the accuracy is
       kept; convolutions before it stay at stride 1.
@@ -91,9 +82,10 @@ def harden(
         macs: multiply-accumulates of one example that the network is to need.
             It may exceed them by 5 %. Of no effect for `"spectral"`.
         loss: what integer strides are chosen by, if not by sizes alone: called
-            while the maps of `model` have the sizes that some of them would
-            leave, it returns what is to be least there, such as the loss on a
-            few batches. Of no effect for `"spectral"`.
+            while the maps of `model`, spectral pooling and all, have the sizes
+            that some of them would leave, it returns a number that is to be
+            least, such as the loss on a few batches. Of no effect for
+            `"spectral"`.
 
     Returns:
         A new model, not compiled.
@@ -101,9 +93,12 @@ def harden(
     Raises:
         ValueError: if the model is not built, has no DiffStride layers, or has
             them where they cannot be replaced; if no integer strides next to
-            the learned ones stay within `macs`.
+            the learned ones stay within `macs`; if `loss` is never finite.
     """
     arguments.choice("to", to, TARGETS)
+    if loss is not None and not callable(loss):
+        expected = "None or a function without arguments"
+        raise arguments.refusal("loss", expected, loss)
     others = [
         layer.path
         for layer in learned_layers(model)
@@ -133,85 +128,6 @@ def harden(
     return hardened
 
 
-class _Taken(NamedTuple):
-    """A stride along one axis, that a convolution takes from a pooling.
-
-    Attributes:
-        pooling: identity of the pooling.
-        axis: the axis of its maps.
-        layers: identities of the convolution and of all that is between the
-            two: their outputs along the axis have another size then.
-        earlier: whether the convolution comes before the pooling.
-    """
-
-    pooling: int
-    axis: int
-    layers: tuple[int, ...]
-    earlier: bool
-
-
-def _taken_strides(model: keras.Model, to: str) -> dict[int, list[_Taken]]:
-    """Finds the strides that convolutions take, by their identities."""
-    taken: dict[int, list[_Taken]] = {}
-    if to == "pooled":
-        return taken
-    for part in sublayers(model):
-        if isinstance(part, ResidualLayer) and part.pooling is not None:
-            earlier = {id(part.conv_in): part.pooling_placement == "after"}
-            if part.project:
-                earlier[id(part.conv_shortcut)] = not part._pool_first
-            for conv, before in earlier.items():
-                layers = (conv,) if before else ()
-                taken[conv] = [
-                    _Taken(id(part.pooling), axis, layers, before)
-                    for axis in range(part.pooling.rank)
-                ]
-        elif isinstance(part, keras.Sequential):
-            for place, layer in enumerate(part.layers):
-                if isinstance(layer, BaseSpectralPooling):
-                    for axis in range(layer.rank):
-                        conv, each = _taker(part.layers, place, axis)
-                        if conv is not None:
-                            taken.setdefault(conv, []).append(each)
-    return taken
-
-
-def _taker(
-    layers: Sequence[keras.layers.Layer], place: int, axis: int
-) -> tuple[int | None, _Taken | None]:
-    """The convolution of a chain that takes a pooling's stride along an axis.
-
-    It is the last one before the pooling that sees more than a point along the
-    axis, past what acts on points: there nothing changes but that the values
-    which the stride drops are not computed. Where only convolutions along other
-    axes come before, it is the first one after the pooling; theirs would drop
-    values that nothing has seen.
-    """
-    passed: list[int] = []
-    along = False
-    for layer in layers[:place][::-1]:
-        passed.append(id(layer))
-        if _can_stride(layer):
-            if layer.kernel_size[axis] > 1:
-                taken = _Taken(id(layers[place]), axis, tuple(passed), True)
-                return id(layer), taken
-            along = True
-        elif not isinstance(layer, _OF_POINTS):
-            break
-    if not along:
-        return None, None
-    passed = []
-    for layer in layers[place + 1 :]:
-        if _can_stride(layer) and layer.kernel_size[axis] > 1:
-            return id(layer), _Taken(
-                id(layers[place]), axis, tuple(passed), False
-            )
-        passed.append(id(layer))
-        if not isinstance(layer, _OF_POINTS) and not _can_stride(layer):
-            break
-    return None, None
-
-
 def plain_calls(
     model: keras.Model, to: str, calls: Sequence[Call]
 ) -> list[Call]:
@@ -222,33 +138,18 @@ def plain_calls(
     """
     if to == "spectral":
         return list(calls)
-    resized: dict[int, list[_Taken]] = {}
-    for each in itertools.chain(*_taken_strides(model, to).values()):
-        for layer in each.layers:
-            resized.setdefault(layer, []).append(each)
+    resized: dict[int, list[FoldedStride]] = {}
+    for folded in folded_strides(model, to, calls):
+        for layer in folded.layers:
+            resized.setdefault(layer, []).append(folded)
     remaining = []
     for place, call in enumerate(calls):
         if isinstance(call.layer, BaseSpectralPooling):
             continue
-        for each in resized.get(id(call.layer), ()):
-            near = calls[place + 1 :] if each.earlier else calls[:place][::-1]
-            pooling = next(c for c in near if id(c.layer) == each.pooling)
-            call = _resized(call, pooling, each)
+        for folded in resized.get(id(call.layer), ()):
+            call = folded.resized(call, calls, place)
         remaining.append(call)
     return remaining
-
-
-def _resized(call: Call, pooling: Call, taken: _Taken) -> Call:
-    """The call with the size that it has if the pooling does not stride."""
-    whole = pooling.output_shape if taken.earlier else pooling.input_shape
-    last = pooling.layer.data_format == "channels_last"
-    place = taken.axis + (1 if last else 2)
-    shape = (
-        *call.output_shape[:place],
-        whole[place],
-        *call.output_shape[place + 1 :],
-    )
-    return call._replace(output_shape=shape)
 
 
 def _plain_within(
@@ -262,11 +163,13 @@ def _plain_within(
     """The plain network closest to the learned sizes and to a budget."""
     if macs is None:
         plan = _least_loss(integer_plans(calls), calls, loss)
-        return plan, _plain(model, to, plan)
+        return plan, _plain(model, to, plan, calls)
     found = []
+    number = _FOLLOWED if loss else _PLANS
     for shrink in _SHRINK:
-        for plan in integer_plans(calls, shrink, _FOLLOWED if loss else _PLANS):
-            ratio = model_cost(_plain(model, to, plan), shape).macs / macs
+        for plan in integer_plans(calls, shrink, number):
+            plain = _plain(model, to, plan, calls)
+            ratio = model_cost(plain, shape).macs / macs
             # Of all axes the mean, of all of them together the budget.
             score = distance(plan) + abs(math.log(ratio)) / len(plan)
             found.append((ratio > 1.05, score, ratio, plan))
@@ -275,16 +178,16 @@ def _plain_within(
     found.sort(key=lambda each: each[:2])
     exceeds, _, ratio, plan = found[0]
     if exceeds:
-        least = min(ratio for _, _, ratio, _ in found)
+        least = min(each for _, _, each, _ in found)
         raise ValueError(
             "`macs` must be what integer strides next to the learned ones can "
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
-    least = min(_LEAST, ratio)
-    plans = [plan for _, _, r, plan in found if least <= r <= 1.05]
+    least = min(_LEAST_SHARE, ratio)
+    plans = [plan for _, _, each, plan in found if least <= each <= 1.05]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
-    return plan, _plain(model, to, plan)
+    return plan, _plain(model, to, plan, calls)
 
 
 def _least_loss(
@@ -297,16 +200,22 @@ def _least_loss(
         return plans[0]
     losses: dict[tuple, float] = {}  # Of plans that differ in strides only.
     for plan in plans:
-        sizes = tuple(step.output_size for step in plan.values())
-        if sizes not in losses:
+        if _sizes(plan) not in losses:
             with at_sizes_of(plan, calls):
-                losses[sizes] = float(loss())
-    return min(
-        plans,
-        key=lambda plan: losses[
-            tuple(step.output_size for step in plan.values())
-        ],
-    )
+                measured = float(loss())
+            losses[_sizes(plan)] = (
+                measured if math.isfinite(measured) else math.inf
+            )
+    if min(losses.values()) == math.inf:
+        raise ValueError(
+            "`loss` must be finite at the sizes that integer strides leave. "
+            f"Received: {measured} at all of {len(losses)}"
+        )
+    return min(plans, key=lambda plan: losses[_sizes(plan)])
+
+
+def _sizes(plan: Plan) -> tuple:
+    return tuple(step.output_size for step in plan.values())
 
 
 def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
@@ -331,8 +240,11 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
     return hardened
 
 
-def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:
-    hardened = _Plain(model, to, plan).model()
+def _plain(
+    model: keras.Model, to: str, plan: Plan, calls: Sequence[Call]
+) -> keras.Model:
+    folded = folded_strides(model, to, calls)
+    hardened = _Plain(model, to, plan, folded).model()
     if left := learned_layers(hardened):
         raise ValueError(
             f"`harden` cannot replace {left[0].path}: it is inside of a layer "
@@ -345,12 +257,18 @@ def _plain(model: keras.Model, to: str, plan: Plan) -> keras.Model:
 class _Plain:
     """Makes a model of Keras's own layers."""
 
-    def __init__(self, model: keras.Model, to: str, plan: Plan):
+    def __init__(
+        self,
+        model: keras.Model,
+        to: str,
+        plan: Plan,
+        folded: Sequence[FoldedStride],
+    ):
         self._model = model
         self._to = to
         self._plan = plan
         self._pairs: list[tuple] = []
-        self._taken = _taken_strides(model, to)
+        self._folded = folded
 
     def model(self) -> keras.Model:
         """Makes it, with the weights."""
@@ -377,19 +295,20 @@ class _Plain:
                 self._norm_relu(layer, layer.name), name=layer.name
             )
         strides = None
-        if taken := self._taken.get(id(layer)):
-            strides = list(layer.strides)
-            for each in taken:
-                strides[each.axis] = self._plan[each.pooling].strides[each.axis]
+        for folded in self._folded:
+            if folded.conv == id(layer):
+                strides = strides or list(layer.strides)
+                step = self._plan[folded.pooling]
+                strides[folded.axis] = step.strides[folded.axis]
         return self._copy(layer, layer.name, strides and tuple(strides))
 
     def _pooling(
         self, layer: BaseSpectralPooling, name: str
     ) -> keras.layers.Layer:
         gone = {
-            each.axis
-            for each in itertools.chain(*self._taken.values())
-            if each.pooling == id(layer)
+            folded.axis
+            for folded in self._folded
+            if folded.pooling == id(layer)
         }
         strides = tuple(
             1 if axis in gone else stride
@@ -465,19 +384,6 @@ class _Plain:
         if isinstance(layer, keras.layers.Layer):
             self._pairs.append((layer, copy))
         return copy
-
-
-def _can_stride(layer: keras.layers.Layer) -> bool:
-    convolutions = (
-        keras.layers.Conv1D,
-        keras.layers.Conv2D,
-        keras.layers.Conv3D,
-    )
-    return (
-        type(layer) in convolutions
-        and layer.padding == "same"
-        and {*layer.strides, *layer.dilation_rate} == {1}
-    )
 
 
 def _report(

@@ -3,11 +3,10 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from diffstride.pooling import BaseDiffStride, BaseSpectralPooling
 from diffstride.profiling import (
@@ -16,6 +15,9 @@ from diffstride.profiling import (
     first_calls,
     pooling_states,
 )
+from diffstride.strided import BaseLearnedPooling
+
+_WITHOUT_LIMITS = {"lower_limit_stride": None, "upper_limit_stride": None}
 
 
 class Step(NamedTuple):
@@ -122,40 +124,50 @@ def hard_in_steps(layer: BaseSpectralPooling) -> bool:
 def at_sizes_of(plan: Plan, calls: Sequence[Call]) -> Iterator[None]:
     """Inside the block maps of the learned network have the sizes of a plan.
 
-    As far as its layers can give them. What calls change but strides, such as
-    the statistics of batch normalisation, stays changed.
+    Layers that keep the parity of sizes may give one less. What calls change,
+    such as the statistics of batch normalisation, stays changed.
     """
-    learned = [
-        layer
-        for layer, _ in spectral_poolings(calls)
-        if isinstance(layer, BaseDiffStride) and not layer.frozen
-    ]
-    before = [ops.copy(layer.stride_weights) for layer in learned]
+    with contextlib.ExitStack() as stack:
+        for layer, _ in spectral_poolings(calls):
+            if isinstance(layer, BaseDiffStride) and not layer.frozen:
+                stack.enter_context(_with(layer, _WITHOUT_LIMITS))
+                strides = _strides_to(layer, plan[id(layer)])
+                stack.enter_context(frozen_at(layer, strides))
+        yield
+
+
+def frozen_at(
+    layer: BaseLearnedPooling, strides: np.ndarray
+) -> contextlib.AbstractContextManager:
+    """Inside the block a layer is what freezing it would make of it, there."""
+    return _with(layer, layer.frozen_at(strides))
+
+
+@contextlib.contextmanager
+def _with(layer: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
+    before = {name: getattr(layer, name) for name in attributes}
     try:
-        for layer in learned:
-            strides = _strides_to(layer, plan[id(layer)])
-            layer.stride_weights.assign(strides)
+        for name, value in attributes.items():
+            setattr(layer, name, value)
         yield
     finally:
-        for layer, strides in zip(learned, before, strict=True):
-            layer.stride_weights.assign(strides)
+        for name, value in before.items():
+            setattr(layer, name, value)
 
 
 def _strides_to(layer: BaseDiffStride, step: Step) -> np.ndarray:
     """The least strides that leave no more than a step's sizes."""
-    sizes = np.array(step.input_size)
-    low, high = np.ones(layer.rank), 4.0 * sizes
+    low, high = np.ones(layer.rank), 4.0 * np.array(step.input_size)
+
+    def fits(strides: np.ndarray) -> np.ndarray:
+        sizes = layer.final_output_sizes(step.input_size, strides)
+        return np.less_equal(sizes, step.output_size)
+
+    whole = fits(low)
     for _ in range(30):
         middle = np.sqrt(low * high)
-        fits = np.less_equal(
-            layer.output_sizes(step.input_size, middle), step.output_size
-        )
-        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
-    fits = np.less_equal(
-        layer.output_sizes(step.input_size, np.ones(layer.rank)),
-        step.output_size,
-    )
-    strides = np.where(fits, 1.0, high)
-    if layer.shared_stride:  # One for all axes.
-        strides = np.exp(np.log(strides).mean(keepdims=True))
-    return strides.astype("float32")
+        enough = fits(middle)
+        low = np.where(enough, low, middle)
+        high = np.where(enough, middle, high)
+    high = np.where(whole, 1.0, high)
+    return high.astype("float32")

@@ -204,16 +204,18 @@ def training_loss(
             batches.append(keras.tree.map_structure(np.asarray, batch))
 
     def measure() -> float:
-        kept = [keras.ops.copy(v) for v in model.non_trainable_variables]
-        losses = [
-            model.compute_loss(x, y, model(x, training=True))
-            for x, y in batches
-        ]
-        for variable, value in zip(
-            model.non_trainable_variables, kept, strict=True
-        ):
-            variable.assign(value)
-        return float(np.mean([float(each) for each in losses]))
+        changing = model.non_trainable_variables
+        kept = [keras.ops.copy(variable) for variable in changing]
+        losses = []
+        try:
+            for x, y in batches:
+                loss = model.compute_loss(x, y, model(x, training=True))
+                # Without its gradient, which torch would keep for all batches.
+                losses.append(keras.ops.convert_to_numpy(loss))
+        finally:
+            for variable, value in zip(changing, kept, strict=True):
+                variable.assign(value)
+        return float(np.mean(losses))
 
     return measure
 

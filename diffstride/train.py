@@ -230,6 +230,11 @@ def _check_arguments(
         "'size' or 'loss'",
         harden_by=repr(harden_by),
     )
+    _check(
+        harden_by == "size" or harden_to in ("strided", "pooled"),
+        "'size' unless `harden_to` is 'strided' or 'pooled'",
+        harden_by=repr(harden_by),
+    )
 
 
 def _check(good: bool, expected: str, **argument: Any) -> None:

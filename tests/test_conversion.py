@@ -283,6 +283,20 @@ def test_models_inside_follow_strides_that_move(data_format):
 
 
 @on_tensorflow
+def test_a_model_inside_may_be_called_on_maps_of_two_sizes():
+    inner = keras.Sequential(
+        [keras.Input((None, None, 2)), layers.Conv2D(2, 3, padding="same")]
+    )
+    x = inputs = keras.Input((16, 16, 2))
+    x = inner(layers.Cropping2D(4)(inner(x)))
+    x = layers.Conv2D(3, 3, 2, "same")(x)
+    model = randomised(keras.Model(inputs, x))
+    kept, _ = convert(model, to=subsample)
+    assert_same(model, kept)
+    assert convert(model)[0](batch(model)).shape[0] == 2
+
+
+@on_tensorflow
 def test_weights_of_the_source_stay_its_own():
     model = randomised(graph())
     before = model.get_weights()

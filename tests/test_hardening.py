@@ -20,6 +20,8 @@ from diffstride import (
     harden,
     model_cost,
 )
+from diffstride.compute import ComputeModel
+from diffstride.folding import folded_strides
 from diffstride.internals import sublayers
 from diffstride.profiling import pooling_states, profile
 from diffstride.resnet import ResidualLayer, Resnet
@@ -136,6 +138,90 @@ def test_integer_strides_stay_within_a_budget():
         harden(model, "strided", macs=1000)
 
 
+def conv(filters, size, **kwargs):
+    return keras.layers.Conv2D(filters, size, padding="same", **kwargs)
+
+
+def hard(strides=2.0):
+    return DiffStride(strides, ramp="inner", final_smoothness_factor=0.0)
+
+
+def two_for_one():
+    """Both poolings could be folded into the convolution between them."""
+    norm = keras.layers.BatchNormalization
+    return keras.Sequential(
+        [
+            *(keras.Input((16, 16, 4)), conv(2, (3, 1)), hard(), norm()),
+            *(
+                conv(2, (1, 3)),
+                norm(),
+                conv(2, (3, 1)),
+                hard(),
+                conv(2, (1, 3)),
+            ),
+        ]
+    )
+
+
+def in_two_chains():
+    shared, inputs = conv(4, 3), keras.Input((16, 16, 4))
+    one, two = (
+        keras.Sequential([keras.Input((16, 16, 4)), shared, hard(strides)])
+        for strides in (2.0, 4.0)
+    )
+    return keras.Model(inputs, [one(inputs), two(inputs)])
+
+
+def outside_of_its_chain():
+    shared, inputs = conv(4, 3), keras.Input((16, 16, 4))
+    chain = keras.Sequential([keras.Input((16, 16, 4)), shared, hard()])
+    return keras.Model(inputs, shared(chain(inputs)))
+
+
+def pooling_in_two_chains():
+    pooling, inputs = hard(), keras.Input((16, 16, 4))
+    size = keras.Input((None, None, 4))
+    one = keras.Sequential([size, conv(4, 3), pooling])
+    two = keras.Sequential([size, keras.layers.MaxPooling2D(1), pooling])
+    return keras.Model(inputs, two(one(inputs)))
+
+
+def between(*layers):
+    return lambda: keras.Sequential(
+        [keras.Input((16, 16, 4)), conv(4, 3), *layers, hard(), conv(2, 3)]
+    )
+
+
+@only_torch
+@pytest.mark.parametrize(
+    "make, folded",
+    [
+        (two_for_one, 3),
+        (in_two_chains, 0),
+        (outside_of_its_chain, 0),
+        (pooling_in_two_chains, 0),
+        (between(keras.layers.BatchNormalization(), keras.layers.ReLU()), 2),
+        (between(keras.layers.BatchNormalization(axis=1)), 0),
+        (between(keras.layers.Dropout(0.5, noise_shape=(1, 16, 16, 1))), 0),
+        (between(conv(4, 1)), 2),
+        (between(conv(4, 3, dilation_rate=2)), 0),
+    ],
+)
+def test_strides_are_folded_where_nothing_else_changes(make, folded):
+    model = make()
+    hardened = harden(model, "strided", verbose=False)
+    x = np.ones((2, *model.input_shape[1:]), "float32")
+    shapes, expected = (
+        [y.shape for y in keras.tree.flatten(each(x, training=True))]
+        for each in (hardened, model)
+    )
+    assert shapes == expected
+    compute = ComputeModel(model, harden_to="strided")
+    assert compute.macs(compute.strides()) == model_cost(hardened).macs
+    found = folded_strides(model, "strided", profile(model))
+    assert len(found) == folded
+
+
 @only_torch
 @pytest.mark.parametrize("axis", [0, 1])
 def test_integer_strides_may_be_chosen_by_a_loss(axis):
@@ -160,6 +246,14 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
     assert len({*seen}) == len(seen) > 4  # None is measured twice.
     for old, layer in zip(before, model.pooling_layers, strict=True):
         np.testing.assert_array_equal(array(layer.stride_weights), old)
+        assert not layer.frozen
+    values = iter([np.nan, 1.0] + [2.0] * len(seen))
+    some = harden(model, "strided", None, False, budget, lambda: next(values))
+    assert model_cost(some).macs <= 1.05 * budget  # The second, not the first.
+    with pytest.raises(ValueError, match="`loss` must be finite"):
+        harden(model, "strided", None, False, budget, lambda: np.nan)
+    with pytest.raises(ValueError, match="`loss` must be None or a function"):
+        harden(model, "strided", loss=0.3)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ LAYERS = (
     "resizing resnet schedule surgery antialiasing cosine windows",
     "budget diagnostics audio_cnn tasks",
     "cost logger recalibration",
-    "rounding",
+    "folding rounding",
     "hardening",
     "compute conversion",
     "compute_budget networks",
@@ -52,7 +52,7 @@ LIBRARY = set(
     "fourier waves resampling strided pooling profiling parts resizing "
     "residual resnet schedule surgery antialiasing cosine dynopool windows "
     "budget diagnostics audio_cnn logger cost compute compute_budget "
-    "rounding hardening networks formatting conversion recalibration "
+    "folding rounding hardening networks formatting conversion recalibration "
     "tasks".split()
 )
 BACKENDS = {"tensorflow", "jax", "torch"}

@@ -529,6 +529,21 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
             assert any(among) == kept
 
 
+def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
+    datasets = load_datasets("digits", batch_size=64, data_dir=data_dir)
+    model = resnet.Resnet([2, 2], [1, 2], 10, pooling_cls=DiffStride)
+    model.compile(loss="categorical_crossentropy")
+    model.build((None, *datasets.image_shape))
+    before = [np.array(variable) for variable in model.variables]
+    measure = stage.training_loss(model, datasets)
+    assert measure() == measure() > 0
+    monkeypatch.setattr(model, "compute_loss", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure()
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable)
+
+
 @pytest.mark.parametrize(
     "binding, message",
     [
@@ -538,6 +553,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
         ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),
         ("train.restart = True", "`restart` must be False with"),
         ("train.harden_by = 'luck'", "`harden_by` must be 'size' or 'loss'"),
+        ("train.harden_by = 'loss'", "'size' unless `harden_to` is"),
     ],
 )
 def test_what_a_network_is_led_to(

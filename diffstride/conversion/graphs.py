@@ -89,7 +89,7 @@ class Rebuild:
 
     def model(self, model: keras.Model) -> keras.Model:
         """Makes a model, with the weights of the one that is given."""
-        made = self._container(model, model.input)
+        made = self._container(model, model.inputs)
         pairs = [
             (source, self._made[id(source)])
             for source in sublayers(model)
@@ -113,8 +113,10 @@ class Rebuild:
         """The model made again, for what it is called on first."""
         if id(model) not in self._made:
             shapes = [
-                self._unknown.get((id(model), number), x.shape)
-                for number, x in enumerate(keras.tree.flatten(given))
+                self._unknown.get((id(model), number)) or _known(own, x)
+                for number, (own, x) in enumerate(
+                    zip(model.inputs, keras.tree.flatten(given), strict=True)
+                )
             ]
             inputs = [
                 keras.Input(
@@ -191,6 +193,12 @@ def copied(layer: keras.Operation, **changes: Any) -> Any:
     if not isinstance(layer, keras.layers.Layer):  # One of `keras.ops`.
         return type(layer).from_config(layer.get_config())
     return rebuilt(layer, "convert", changes, build=False)
+
+
+def _known(own: keras.KerasTensor, given: keras.KerasTensor) -> tuple:
+    """The shape of what is given, where a model's own has a size."""
+    pairs = zip(own.shape, given.shape, strict=True)
+    return tuple(None if size is None else now for size, now in pairs)
 
 
 def first_input(args: tuple, kwargs: dict) -> Any:

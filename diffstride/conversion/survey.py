@@ -168,6 +168,8 @@ class Survey:
 
     def any_size(self, x: keras.KerasTensor) -> tuple:
         """The shape of a map, batch included, with no size of an axis."""
+        if len(x.shape) < 3:
+            return tuple(x.shape)
         shape = [None] * len(x.shape)
         channels = -1 if self._format == "channels_last" else 1
         shape[channels] = x.shape[channels]
