@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from diffstride.compute import ComputeModel, Strides, stride_limits
 from diffstride.formatting import human
-from diffstride.internals import optimizer_of
 
 _TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
 _FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
@@ -30,8 +28,8 @@ class ComputeBudget(keras.callbacks.Callback):
     the sum. How far a step goes depends on how constant its direction is, and
     not on the size of gradients, so that there is no weight to tune; a
     `stride_lr_multiplier` of 0 leaves the projection alone. Where it leads
-    depends on how large gradients are beside each other: an optimizer that
-    normalises each of them, such as Adam, hides that, and is warned of.
+    depends on how large gradients are beside each other, which SGD keeps, while
+    Adam and its like normalise each of them.
 
     Counts are those of `diffstride.model_cost`, at the sizes that maps really
     have and, where it is on a schedule, at the final smoothness. Use
@@ -64,27 +62,6 @@ class ComputeBudget(keras.callbacks.Callback):
         self.every = every
         self.epochs = epochs
         self._start = compute.macs(compute.strides(initial=True))
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Warns of an optimizer that hides how large gradients are."""
-        hidden = [
-            layer.path
-            for layer in self.compute.layers
-            if layer.stride_weights.trainable
-            and layer.stride_lr_multiplier
-            and not isinstance(
-                optimizer_of(self.model.optimizer, layer.stride_weights),
-                keras.optimizers.SGD,
-            )
-        ]
-        if hidden:
-            warnings.warn(
-                "A budget weighs the gradients of strides against each other, "
-                "which this optimizer makes equal by normalising them: "
-                f"{', '.join(hidden)}. Give strides SGD, by `keras.optimizers."
-                "MultiOptimizer` or `train.stride_optimizer_cls`.",
-                stacklevel=1,
-            )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remembers where an epoch began.

@@ -1,7 +1,6 @@
 """MACs at other strides, and strides held to a number of MACs."""
 
 import functools
-import warnings
 
 import keras
 import numpy as np
@@ -13,7 +12,6 @@ import diffstride
 from diffstride import DiffStride1D, add_compute_budget, harden, model_cost
 from diffstride.compute import ComputeModel
 from diffstride.compute_budget import _Direction, project, settle
-from diffstride.optimization import strides_apart
 
 on_the_host = pytest.mark.skipif(
     not TORCH, reason="counted on the host, on each backend alike"
@@ -297,28 +295,3 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
     ratio = np.log(worth / price) - 3 * sizes
     assert np.ptp(ratio) < (0.6 if noise else 0.1)
     assert np.ptp(np.log(worth / price)) > 2.5
-
-
-@on_the_host
-def test_an_optimizer_that_hides_gradients_is_warned_of():
-    model = network()
-    budget = add_compute_budget(model, relative=0.5)
-    budget.set_model(model)
-    adam, sgd = keras.optimizers.Adam(), keras.optimizers.SGD()
-    for optimizer, warned in (
-        (adam, True),
-        (sgd, False),
-        (strides_apart(keras.optimizers.Adam(), sgd), False),
-    ):
-        model.compile(optimizer, "mse")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            budget.on_train_begin()
-        texts = [str(each.message) for each in caught]
-        assert ["A budget weighs" in text for text in texts] == [True] * warned
-    for layer in model.pooling_layers:
-        layer.stride_lr_multiplier = 0.0  # They are led, and learn nothing.
-    model.compile(adam, "mse")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        budget.on_train_begin()

@@ -176,6 +176,7 @@ class TestPlan:
             "harden=pooled",
             "finetune=3",
             "restart=true",
+            "harden_by=loss",
             "size_step=2",
             "network=resnet",
             "task=family",
