@@ -795,6 +795,14 @@ def test_colours_and_markers_are_in_the_key():
     texts = [text.get_text() for text in key.get_texts()]
     assert texts[:2] == ["strided", "spectral"]
     assert texts[-4:] == [f"from {start}" for start in STRIDES]
+    # More than there are markers: they are alike, and no line joins them.
+    starts = [f"1,1,{i},{j}" for i in range(1, 4) for j in range(1, 4)]
+    many = grid(["strided", "spectral"], starts, seeds=1)
+    figure = figures.accuracy_against_cost(study(many))
+    (key,) = figure.legends
+    assert len(key.get_texts()) == 2
+    lines = [each[0] for each in figure.axes[0].containers]
+    assert {line.get_linestyle() for line in lines} == {"None"}
 
 
 def test_it_starts_without_what_it_draws_with():

@@ -61,7 +61,8 @@ def _of_accuracy(study: Study) -> list[_Figure]:
             study,
             "Colours are methods, markers are initial strides. Each point is a "
             "mean over seeds; bars are sample standard deviations. A curve "
-            "joins the points of a method from mild to strong initial strides. "
+            "joins the points of a method from mild to strong initial strides; "
+            "where these are too many to tell apart, points are alike. "
             "A method that does not know a setting stands in all of its "
             "panels.",
         ),
@@ -257,10 +258,15 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     )
     looks = style.series(present(points[along]))
     markers = {value: marker for value, (_, marker) in looks.items()}
+    alike = len(markers) > len(style.SERIES)
+    if alike:
+        markers = dict.fromkeys(markers, "o")
     colors = style.method_colors(study.cells["method"])
     for axes, (context, part) in zip(grid, parts, strict=True):
         for (method,), curve in grouped(part, ["method"]):
-            _draw_curve(axes, curve, colors[method], curve[along].map(markers))
+            line = "" if alike else style.method_line(method)
+            marked = curve[along].map(markers)
+            _draw_curve(axes, curve, colors[method], marked, line)
         if len(parts) > 1:
             axes.set_title(study.text(context, along))
         axes.set_xlabel(
@@ -271,13 +277,17 @@ def _curves(study: Study, along: str) -> plt.Figure | str:
     style.log_ticks(grid[0], "x")
     of = "from" if along == STRIDES else axis_label(along)
     entries = [
-        (method_label(method), colors[method], "", style.method_line(method))
+        (
+            method_label(method),
+            colors[method],
+            *(("o", "") if alike else ("", style.method_line(method))),
+        )
         for method in present(points["method"])
     ]
     entries += [
         (f"{of} {value}", style.START, marker, "")
         for value, marker in markers.items()
-        if value != MISSING
+        if value != MISSING and not alike
     ]
     style.title(figure, _best_and_cheapest(points), entries)
     return figure
@@ -296,7 +306,11 @@ def _points(study: Study, along: str) -> pd.DataFrame:
 
 
 def _draw_curve(
-    axes: plt.Axes, curve: pd.DataFrame, color: str, markers: pd.Series
+    axes: plt.Axes,
+    curve: pd.DataFrame,
+    color: str,
+    markers: pd.Series,
+    line: str,
 ) -> None:
     method = curve["method"].iloc[0]
     axes.errorbar(
@@ -304,7 +318,7 @@ def _draw_curve(
         xerr=curve["macs_deviation"],
         yerr=curve["accuracy_deviation"],
         color=color,
-        ls=style.method_line(method),
+        ls=line,
         lw=1.1,
         elinewidth=0.8,
         capsize=2,
