@@ -205,7 +205,7 @@ class AudioCNN(Composite, WindowedSequential):
             zip(self.filters, self.strides, strict=True), 1
         ):
             yield keras.Sequential(
-                list(self._block(parts, filters, stride, i == 1)),
+                self._block(parts, filters, stride, i == 1),
                 name=f"block_{i}",
             )
         yield keras.layers.GlobalMaxPooling2D(
@@ -244,7 +244,7 @@ class AudioCNN(Composite, WindowedSequential):
 
     def _block(
         self, parts: Parts, filters: int, stride: Stride, first: bool
-    ) -> Iterator[keras.layers.Layer]:
+    ) -> list[keras.layers.Layer]:
         along_time, along_frequency = whole_strides(stride, self.pooling_cls)
         block = [
             parts.conv(filters, (3, 1), (along_time, 1), "conv_time"),
@@ -258,7 +258,7 @@ class AudioCNN(Composite, WindowedSequential):
                 place[self.pooling_placement],
                 parts.pooling(self.pooling_cls, stride),
             )
-        yield from block
+        return block
 
     def build(self, input_shape: tuple) -> None:
         """Builds the graph of a window, for batches of any size."""

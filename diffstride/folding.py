@@ -115,18 +115,11 @@ def _before(chain: Sequence[Any]) -> Iterator[FoldedStride]:
     which the stride drops are not computed.
     """
     for place, axis in _poolings(chain):
-        passed: list[int] = []
-        for layer in chain[:place][::-1]:
-            passed.append(id(layer))
-            wide = _width(layer, axis, chain[place])
-            if wide is None:
-                break
-            if wide > 1:
-                pooling = id(chain[place])
-                yield FoldedStride(
-                    id(layer), pooling, axis, tuple(passed), True
-                )
-                break
+        pooling = chain[place]
+        conv, passed = _first_wide(chain[:place][::-1], axis, pooling)
+        if conv is not None:
+            layers = (*passed, id(conv))
+            yield FoldedStride(id(conv), id(pooling), axis, layers, True)
 
 
 def _after(chain: Sequence[Any]) -> Iterator[FoldedStride]:
@@ -144,17 +137,28 @@ def _after(chain: Sequence[Any]) -> Iterator[FoldedStride]:
             continue
         if not (_can_stride(layer) and layer.kernel_size[axis] == 1):
             continue
-        passed: list[int] = []
-        for layer in chain[place + 1 :]:
-            wide = _width(layer, axis, pooling)
-            if wide is None:
-                break
-            if wide > 1:
-                yield FoldedStride(
-                    id(layer), id(pooling), axis, tuple(passed), False
-                )
-                break
-            passed.append(id(layer))
+        conv, passed = _first_wide(chain[place + 1 :], axis, pooling)
+        if conv is not None:
+            layers = tuple(passed)
+            yield FoldedStride(id(conv), id(pooling), axis, layers, False)
+
+
+def _first_wide(
+    layers: Sequence[Any], axis: int, pooling: BaseSpectralPooling
+) -> tuple[Any, list[int]]:
+    """The first convolution that sees more than points along an axis.
+
+    `None` if something else comes first; and the identities of what is passed.
+    """
+    passed: list[int] = []
+    for layer in layers:
+        wide = _width(layer, axis, pooling)
+        if wide is None:
+            break
+        if wide > 1:
+            return layer, passed
+        passed.append(id(layer))
+    return None, passed
 
 
 def _poolings(chain: Sequence[Any]) -> Iterator[tuple[int, int]]:

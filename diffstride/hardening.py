@@ -161,14 +161,15 @@ def _plain_within(
     loss: Callable[[], float] | None,
 ) -> tuple[Plan, keras.Model]:
     """The plain network closest to the learned sizes and to a budget."""
+    folded = folded_strides(model, to, calls)
     if macs is None:
         plan = _least_loss(integer_plans(calls), calls, loss)
-        return plan, _plain(model, to, plan, calls)
+        return plan, _plain(model, to, plan, folded)
     found = []
     number = _FOLLOWED if loss else _PLANS
     for shrink in _SHRINK:
         for plan in integer_plans(calls, shrink, number):
-            plain = _plain(model, to, plan, calls)
+            plain = _plain(model, to, plan, folded)
             ratio = model_cost(plain, shape).macs / macs
             # Of all axes the mean, of all of them together the budget.
             score = distance(plan) + abs(math.log(ratio)) / len(plan)
@@ -187,7 +188,7 @@ def _plain_within(
     least = min(_LEAST_SHARE, ratio)
     plans = [plan for _, _, each, plan in found if least <= each <= 1.05]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
-    return plan, _plain(model, to, plan, calls)
+    return plan, _plain(model, to, plan, folded)
 
 
 def _least_loss(
@@ -241,9 +242,8 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
 
 
 def _plain(
-    model: keras.Model, to: str, plan: Plan, calls: Sequence[Call]
+    model: keras.Model, to: str, plan: Plan, folded: Sequence[FoldedStride]
 ) -> keras.Model:
-    folded = folded_strides(model, to, calls)
     hardened = _Plain(model, to, plan, folded).model()
     if left := learned_layers(hardened):
         raise ValueError(

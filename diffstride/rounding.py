@@ -128,7 +128,7 @@ def at_sizes_of(plan: Plan, calls: Sequence[Call]) -> Iterator[None]:
     such as the statistics of batch normalisation, stays changed.
     """
     with contextlib.ExitStack() as stack:
-        for layer, _ in spectral_poolings(calls):
+        for layer in (call.layer for call in first_calls(calls)):
             if isinstance(layer, BaseDiffStride) and not layer.frozen:
                 stack.enter_context(_with(layer, _WITHOUT_LIMITS))
                 strides = _strides_to(layer, plan[id(layer)])

@@ -1,6 +1,5 @@
 """A network of a run: trained from epoch to epoch, kept, tested, summed up."""
 
-import itertools
 import json
 import pathlib
 import sys
@@ -197,11 +196,12 @@ def training_loss(
     that it has been trained with. It leaves nothing changed.
     """
     with datasets.reading():
-        epoch = iter(datasets.epochs(0, 1))
-        batches = [keras.tree.map_structure(np.asarray, next(epoch))]
-        count = len(keras.tree.flatten(batches[0])[0])
-        for batch in itertools.islice(epoch, _EXAMPLES // count):
+        batches, examples = [], 0
+        for batch in datasets.epochs(0, 1):
             batches.append(keras.tree.map_structure(np.asarray, batch))
+            examples += len(keras.tree.flatten(batches[-1])[0])
+            if examples > _EXAMPLES:
+                break
 
     def measure() -> float:
         changing = model.non_trainable_variables

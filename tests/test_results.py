@@ -24,7 +24,7 @@ TOGETHER = {
 RESULTS = [
     path
     for path in sorted(ROOT.glob("results/*.jsonl"))
-    if path.stem not in ("pitch_search", "pitch_rounding")
+    if path.stem in TOGETHER or path.stem not in sum(TOGETHER.values(), [])
 ]
 REPORTS = [
     ROOT / "docs" / "results" / path.stem / "report.md" for path in RESULTS

@@ -112,20 +112,16 @@ class Rebuild:
     def _container(self, model: keras.Model, given: Any) -> keras.Model:
         """The model made again, for what it is called on first."""
         if id(model) not in self._made:
-            shapes = [
-                self._unknown.get((id(model), number)) or _known(own, x)
-                for number, (own, x) in enumerate(
-                    zip(model.inputs, keras.tree.flatten(given), strict=True)
-                )
-            ]
+            pairs = zip(model.inputs, keras.tree.flatten(given), strict=True)
             inputs = [
                 keras.Input(
-                    batch_shape=shape,
-                    dtype=x.dtype,
-                    sparse=x.sparse,
-                    name=x.name,
+                    batch_shape=self._unknown.get((id(model), number))
+                    or _known(own, x),
+                    dtype=own.dtype,
+                    sparse=own.sparse,
+                    name=own.name,
                 )
-                for x, shape in zip(model.inputs, shapes, strict=True)
+                for number, (own, x) in enumerate(pairs)
             ]
             if isinstance(model, keras.Sequential):
                 self._made[id(model)] = self._sequential(model, *inputs)
