@@ -135,7 +135,11 @@ class _Direction:
         """
         counts = [value.size for value in before]
         costs = np.repeat(self._shares, counts)
-        moved = np.log(np.concatenate(after)) - np.log(np.concatenate(before))
+        # An optimizer moves strides s by dL/ds. What is compared is dL/d log(s),
+        # which is s times as much: without it strides that are large seem to
+        # matter little, and grow further.
+        start = np.concatenate(before)
+        moved = start * (np.concatenate(after) - start)
         moved = _along(moved, costs, self._scale(moved))
         self._count += 1
         self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * moved

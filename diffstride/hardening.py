@@ -33,9 +33,11 @@ from diffstride.surgery import copy_weights, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
 _PLANS = 16  # Of integer strides, how many are followed and tried.
-# Where they are chosen by a loss: how many are followed, and how many of those
-# that use this share of a budget are measured.
-_FOLLOWED, _MEASURED, _LEAST_SHARE = 64, 32, 0.85
+# Where they are chosen by a loss: how many are followed, and how many of them
+# are measured.
+_FOLLOWED, _MEASURED = 64, 32
+# The share of a budget that is to be used, if any plan does.
+_LEAST_SHARE = 0.95
 # What is tried where none is within a budget, as of maps that are still larger
 # than they will be, with a ramp around them.
 _SHRINK = (1.0, 0.7, 0.5, 0.35)
@@ -177,16 +179,16 @@ def _plain_within(
         if not all(exceeds for exceeds, *_ in found):
             break
     found.sort(key=lambda each: each[:2])
-    exceeds, _, ratio, plan = found[0]
-    if exceeds:
+    if found[0][0]:
         least = min(each for _, _, each, _ in found)
         raise ValueError(
             "`macs` must be what integer strides next to the learned ones can "
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
-    least = min(_LEAST_SHARE, ratio)
-    plans = [plan for _, _, each, plan in found if least <= each <= 1.05]
+    plans = [
+        plan for _, _, each, plan in found if _LEAST_SHARE <= each <= 1.05
+    ] or [plan for exceeds, _, _, plan in found if not exceeds]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
     return plan, _plain(model, to, plan, folded)
 

@@ -279,6 +279,7 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
     """Loss: worth * exp(-size). Cost: price * exp(2 * size), of a fixed sum."""
     worth = np.array([3.0, 1.0, 0.5, 2.0, 1.0, 1.0])
     price = np.array([1.0, 4.0, 1.0, 1.0, 0.2, 1.0])
+    inputs = np.array([1.5, 3.0, 12.0, 2.0, 6.0, 4.0])
     random = np.random.RandomState(0)
     sizes, steps_an_epoch, epochs = np.zeros(6), 30, 20  # In logarithms.
     for step in range(epochs * steps_an_epoch):
@@ -286,10 +287,13 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
         if step % steps_an_epoch == 0:
             direction = _Direction(costs / costs.sum())
         gradient = worth * np.exp(-sizes) + noise * random.normal(size=6)
-        after = np.split(np.exp(-scale * 1e-2 * gradient), 6)
+        strides = inputs * np.exp(-sizes)
+        # What SGD does: it knows the gradient in the stride, not its logarithm.
+        after = strides - scale * 1e-2 * gradient / strides
         done = step / (epochs * steps_an_epoch)
         pace = 6 * done * (1 - done) * 3.0 / (epochs * steps_an_epoch)
-        moved = direction.step([np.ones(1)] * 6, after, pace)
+        before, after = np.split(strides, 6), np.split(after, 6)
+        moved = direction.step(before, after, pace)
         sizes -= np.concatenate(moved)
         sizes -= 0.5 * np.log((price * np.exp(2 * sizes)).sum() / price.sum())
     ratio = np.log(worth / price) - 3 * sizes
