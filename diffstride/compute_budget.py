@@ -135,8 +135,8 @@ class _Direction:
         """
         counts = [value.size for value in before]
         costs = np.repeat(self._shares, counts)
-        # An optimizer moves strides s by dL/ds. Compared is dL/d log(s), s times
-        # as much: else large strides seem to matter little, and grow further.
+        # An optimizer moves strides s by dL/ds. Compared is dL/d log(s), s
+        # times as much: else large strides seem to matter little, and grow.
         start = np.concatenate(before)
         moved = start * (np.concatenate(after) - start)
         moved = _along(moved, costs, self._scale(moved))
