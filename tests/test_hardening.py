@@ -134,6 +134,10 @@ def test_integer_strides_stay_within_a_budget():
         costs.append(model_cost(hardened).macs)
         assert budget is None or costs[-1] <= 1.05 * budget
     assert len({*costs}) > 2
+    # The closest sizes would leave a part of it unused.
+    closest, budget = costs[0], 1.25 * costs[0]
+    hardened = harden(model, "pooled", verbose=False, macs=budget)
+    assert closest < 0.95 * budget <= model_cost(hardened).macs
     with pytest.raises(ValueError, match="`macs` must be what integer strides"):
         harden(model, "strided", macs=1000)
 
