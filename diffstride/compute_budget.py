@@ -10,6 +10,7 @@ import numpy as np
 
 from diffstride.compute import ComputeModel, Strides, stride_limits
 from diffstride.formatting import human
+from diffstride.optimization import warn_of_normalized_gradients
 
 _TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
 _FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
@@ -62,6 +63,10 @@ class ComputeBudget(keras.callbacks.Callback):
         self.every = every
         self.epochs = epochs
         self._start = compute.macs(compute.strides(initial=True))
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Warns of an optimizer that leaves nothing to compare."""
+        warn_of_normalized_gradients(self.model.optimizer, self.compute.layers)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remembers where an epoch began.

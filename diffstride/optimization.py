@@ -1,6 +1,7 @@
 """Strides and optimizers: weight decay, learning rates of their own."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -105,6 +106,26 @@ def optimizer_findings(model: keras.Model) -> list[str]:
             "`keras.optimizers.MultiOptimizer` with one for the strides."
         )
     return findings
+
+
+def warn_of_normalized_gradients(optimizer: Any, layers: Sequence[Any]) -> None:
+    """Warns where the gradients of strides cannot be compared any more."""
+    normalized = [
+        layer.path
+        for layer in layers
+        if layer.stride_lr_multiplier
+        and not isinstance(
+            optimizer_of(optimizer, layer.stride_weights), keras.optimizers.SGD
+        )
+    ]
+    if normalized:
+        warnings.warn(
+            "A budget compares the gradients of strides, which the optimizer "
+            f"makes equally large: {', '.join(normalized)}. Use SGD for them, "
+            "by `keras.optimizers.MultiOptimizer` or, in a config, "
+            "`train.stride_optimizer_cls`.",
+            stacklevel=1,
+        )
 
 
 def warn_of_optimizer(model: keras.Model) -> None:

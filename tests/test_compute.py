@@ -12,6 +12,7 @@ import diffstride
 from diffstride import DiffStride1D, add_compute_budget, harden, model_cost
 from diffstride.compute import ComputeModel
 from diffstride.compute_budget import _Direction, project, settle
+from diffstride.optimization import strides_apart
 
 on_the_host = pytest.mark.skipif(
     not TORCH, reason="counted on the host, on each backend alike"
@@ -179,16 +180,29 @@ def test_training_ends_within_the_budget(make, relative):
         callbacks.insert(0, diffstride.SmoothnessSchedule())
     count = 16 if make is chain else 32
     images = np.random.RandomState(0).rand(count, *model.input_shape[1:])
-    model.fit(
-        images,
-        np.arange(count) % 3,
-        batch_size=8,
-        epochs=3,
-        verbose=0,
-        callbacks=callbacks,
-    )
+    with pytest.warns(UserWarning, match="Use SGD for them"):
+        model.fit(
+            images,
+            np.arange(count) % 3,
+            batch_size=8,
+            epochs=3,
+            verbose=0,
+            callbacks=callbacks,
+        )
     assert abs(macs[-1] / budget.macs - 1) < 0.05
     assert macs[-1] == model_cost(model).macs
+
+
+@on_the_host
+def test_no_warning_where_gradients_of_strides_stay_as_they_are(recwarn):
+    model = network()
+    by_sgd = keras.optimizers.SGD(0.1)
+    for optimizer in (by_sgd, strides_apart(keras.optimizers.Adam(), by_sgd)):
+        budget = add_compute_budget(model, relative=0.5)
+        model.compile(optimizer, "mse")
+        budget.set_model(model)
+        budget.on_train_begin()
+    assert not [each for each in recwarn if "SGD" in str(each.message)]
 
 
 @on_the_host
