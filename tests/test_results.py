@@ -19,7 +19,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Reports of several files, in the order in which they are given.
 TOGETHER = {
     "pitch_budget": ["pitch_budget", "pitch_search"],
-    "pitch_remedies": ["pitch_rounding", "pitch_remedies", "pitch_budget"],
 }
 RESULTS = [
     path
