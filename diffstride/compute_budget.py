@@ -66,7 +66,8 @@ class ComputeBudget(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Warns of an optimizer that leaves nothing to compare."""
-        warn_of_normalized_gradients(self.model.optimizer, self.compute.layers)
+        optimizer = getattr(self.model, "optimizer", None)
+        warn_of_normalized_gradients(optimizer, self.compute.layers)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remembers where an epoch began.
@@ -140,8 +141,8 @@ class _Direction:
         """
         counts = [value.size for value in before]
         costs = np.repeat(self._shares, counts)
-        # An optimizer moves strides s by dL/ds. Compared is dL/d log(s), s
-        # times as much: else large strides seem to matter little, and grow.
+        # SGD moves a stride s by -lr dL/ds. Times s it is -lr dL/d log(s), as
+        # costs are told. Else large strides seem to matter little, and grow.
         start = np.concatenate(before)
         moved = start * (np.concatenate(after) - start)
         moved = _along(moved, costs, self._scale(moved))

@@ -82,8 +82,8 @@ def harden(
             the model was built for inputs of unknown size.
         verbose: whether to print what has changed, layer by layer.
         macs: multiply-accumulates of one example that the network is to need.
-            It may exceed them by 5 %, and needs 95 % of them if strides next to
-            the learned ones do. Of no effect for `"spectral"`.
+            It may exceed them by 5 %. Of the closest strides it prefers those
+            that use at least 95 %. Of no effect for `"spectral"`.
         loss: what integer strides are chosen by, if not by sizes alone: called
             while the maps of `model`, spectral pooling and all, have the sizes
             that some of them would leave, it returns a number that is to be

@@ -110,10 +110,13 @@ def optimizer_findings(model: keras.Model) -> list[str]:
 
 def warn_of_normalized_gradients(optimizer: Any, layers: Sequence[Any]) -> None:
     """Warns where the gradients of strides cannot be compared any more."""
+    if optimizer is None:
+        return
     normalized = [
         layer.path
         for layer in layers
         if layer.stride_lr_multiplier
+        and layer.stride_weights.trainable
         and not isinstance(
             optimizer_of(optimizer, layer.stride_weights), keras.optimizers.SGD
         )

@@ -18,6 +18,13 @@ from diffstride.runs import read_runs
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Reports of several files, in the order in which they are given.
 TOGETHER = {
+    "budgets": [
+        "budgets",
+        "budgets_search_1800000",
+        "budgets_search_2600000",
+        "budgets_search_3700000",
+        "budgets_search_5200000",
+    ],
     "pitch_budget": ["pitch_budget", "pitch_search"],
 }
 RESULTS = [
