@@ -88,9 +88,7 @@ def optimizer_findings(model: keras.Model) -> list[str]:
         own = optimizer_of(optimizer, layer.stride_weights)
         if uses_weight_decay(own, layer.stride_weights):
             decayed.append(layer.path)
-        if layer.stride_lr_multiplier not in (0, 1) and not isinstance(
-            own, keras.optimizers.SGD
-        ):
+        if layer.stride_lr_multiplier not in (0, 1) and _normalizes(own):
             undone.append(layer.path)
     findings = []
     if decayed:
@@ -117,9 +115,7 @@ def warn_of_normalized_gradients(optimizer: Any, layers: Sequence[Any]) -> None:
         for layer in layers
         if layer.stride_lr_multiplier
         and layer.stride_weights.trainable
-        and not isinstance(
-            optimizer_of(optimizer, layer.stride_weights), keras.optimizers.SGD
-        )
+        and _normalizes(optimizer_of(optimizer, layer.stride_weights))
     ]
     if normalized:
         warnings.warn(
@@ -135,6 +131,11 @@ def warn_of_optimizer(model: keras.Model) -> None:
     """Warns of what `optimizer_findings` finds."""
     for finding in optimizer_findings(model):
         warnings.warn(finding, stacklevel=1)  # Python tells each text once.
+
+
+def _normalizes(optimizer: Any) -> bool:
+    """Whether the size of a gradient is lost in an optimizer's steps."""
+    return not isinstance(optimizer, keras.optimizers.SGD)
 
 
 def _layers(model: keras.Model) -> list[Any]:
