@@ -98,13 +98,19 @@ class ComputeModel:
             sum(counts[i] for i in below) / sum(counts) for below in self._below
         ]
 
-    def own_shares(self, strides: Strides) -> list[float]:
-        """Returns for each layer the share of the MACs at its output sizes.
+    def own_shares(self, strides: Strides) -> list[np.ndarray]:
+        """Returns for each stride the share of the MACs that follows it alone.
 
         It is about d log(MACs) / d log(size), while other maps keep theirs.
+        Where one stride serves all axes they change together.
         """
         counts, _ = self._lookup(strides)
-        return [count / sum(counts) for count in counts[:-1]]
+        return [
+            np.full(value.size, count / sum(counts) * layer.rank / value.size)
+            for count, value, layer in zip(
+                counts[:-1], strides, self.layers, strict=True
+            )
+        ]
 
     def with_sizes_moved(
         self, strides: Strides, steps: Sequence[np.ndarray]

@@ -92,7 +92,8 @@ class ComputeBudget(keras.callbacks.Callback):
         # Most in the middle: at first weights are random, in the end at rest.
         pace = 6 * done * (1 - done) * self.reach
         pace *= self.every / (epochs * (steps or self.every))
-        shifts = self._direction.step(self._before, strides, pace)
+        moves = moves_of(self.compute.layers, self._before, strides)
+        shifts = self._direction.step(moves, pace)
         moved = self.compute.with_sizes_moved(self._before, shifts)
         moved = project(self.compute, moved, self._start * target)
         if done >= max(self.share, _SETTLED):
@@ -111,6 +112,36 @@ class ComputeBudget(keras.callbacks.Callback):
         return self.compute.strides()
 
 
+def moves_of(
+    layers: Sequence[Any], before: Strides, after: Strides
+) -> list[np.ndarray]:
+    """Tells the gradient of the loss from what an optimizer did to strides.
+
+    Args:
+        layers: whose strides they are.
+        before: strides before its steps.
+        after: strides after its steps.
+
+    Returns:
+        For each layer an array of the shape of its variable, in proportion to
+        `-dL / d log(stride)` if the optimizer is SGD. NaN stands for what is
+        not learned, or gets no gradient where it is. A stride at its lower
+        limit may not show that the loss pulls it down: it counts as 0, moves
+        away, and is seen.
+    """
+    moves = []
+    for layer, start, end in zip(layers, before, after, strict=True):
+        factor = layer.stride_lr_multiplier * layer.stride_weights.trainable
+        # SGD moves a stride s by -lr dL/ds. Times s it is -lr dL/d log(s), as
+        # costs are told. Else large strides seem to matter little, and grow.
+        move = start * (end - start)
+        told = (move != 0) | (start <= stride_limits(layer)[0])
+        moves.append(
+            np.where(told & (factor > 0), move / (factor or 1), np.nan)
+        )
+    return moves
+
+
 class _Direction:
     """Where the gradient of the loss leads maps that cost the same.
 
@@ -120,39 +151,35 @@ class _Direction:
     their logarithm and along the surface of equal cost.
 
     Args:
-        shares: for each layer d log(MACs) / d log(size).
+        costs: `ComputeModel.own_shares`.
     """
 
-    def __init__(self, shares: Sequence[float]):
-        self._shares = np.array(shares)
+    def __init__(self, costs: Strides):
+        self._costs = np.concatenate(costs)
+        self._places = np.cumsum([each.size for each in costs])[:-1]
         self._count = 0
         self._mean: Any = 0.0
         self._square: Any = 0.0
 
-    def step(
-        self, before: Strides, after: Strides, pace: float
-    ) -> list[np.ndarray]:
+    def step(self, moves: Strides, pace: float) -> list[np.ndarray]:
         """Returns steps of -log(size), in the direction of an optimizer's.
 
         Args:
-            before: strides before its steps.
-            after: strides after its steps.
+            moves: of `moves_of`. Where they are NaN a step is 0.
             pace: largest step to return.
         """
-        counts = [value.size for value in before]
-        costs = np.repeat(self._shares, counts)
-        # SGD moves a stride s by -lr dL/ds. Times s it is -lr dL/d log(s), as
-        # costs are told. Else large strides seem to matter little, and grow.
-        start = np.concatenate(before)
-        moved = start * (np.concatenate(after) - start)
+        moved = np.concatenate(moves)
+        told = ~np.isnan(moved)
+        costs = np.where(told, self._costs, 0.0)
+        moved = np.where(told, moved, 0.0)
         moved = _along(moved, costs, self._scale(moved))
         self._count += 1
         self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * moved
         self._square = self._square + moved**2
         scale = self._scale(moved)
-        mean = self._mean / (1 - _MOMENTUM**self._count)
+        mean = told * self._mean / (1 - _MOMENTUM**self._count)
         step = pace * np.clip(_along(mean, costs, scale) * scale, -1, 1)
-        return np.split(step, np.cumsum(counts)[:-1])
+        return np.split(step, self._places)
 
     def _scale(self, moved: np.ndarray) -> np.ndarray:
         """What makes directions as long as they are constant."""

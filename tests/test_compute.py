@@ -1,6 +1,7 @@
 """MACs at other strides, and strides held to a number of MACs."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -11,7 +12,12 @@ from models import small_resnet
 import diffstride
 from diffstride import DiffStride1D, add_compute_budget, harden, model_cost
 from diffstride.compute import ComputeModel
-from diffstride.compute_budget import _Direction, project, settle
+from diffstride.compute_budget import (
+    _Direction,
+    moves_of,
+    project,
+    settle,
+)
 from diffstride.optimization import strides_apart
 
 on_the_host = pytest.mark.skipif(
@@ -286,11 +292,49 @@ def test_own_shares_are_what_a_size_costs():
     compute = ComputeModel(model, harden_to="strided")
     strides = [np.float32([s, s]) for s in (1, 2, 2)]
     shares = compute.own_shares(strides)
-    assert sum(shares) == pytest.approx(1, abs=0.02)  # And the dense layer.
+    # Of each axis; the dense layer is what is left.
+    assert np.sum(shares) == pytest.approx(2, abs=0.04)
     none, double = np.zeros(2), np.full(2, -np.log(2))
     larger = compute.with_sizes_moved(strides, [none, double, none])
     growth = compute.macs(larger) / compute.macs(strides) - 1
-    assert growth == pytest.approx(3 * shares[1], rel=0.3)
+    assert growth == pytest.approx(3 * shares[1][0], rel=0.3)
+    # One stride for both axes costs what they do.
+    model.pooling_layers[1].shared_stride = True
+    strides[1] = strides[1][:1]
+    shared = compute.own_shares(strides)
+    np.testing.assert_allclose(shared[1], [shares[1].sum()])
+    np.testing.assert_allclose(shared[2], shares[2])
+
+
+def learned(rate=1.0, trainable=True):
+    return types.SimpleNamespace(
+        stride_lr_multiplier=rate,
+        stride_weights=types.SimpleNamespace(trainable=trainable),
+        lower_limit_stride=1.0,
+        upper_limit_stride=None,
+    )
+
+
+@on_the_host
+def test_what_gets_no_gradient_stays():
+    """Computation moves between the others, as if it were not there."""
+    layers = [learned(), learned(0.0), learned(trainable=False), learned()]
+    before = [np.array(each) for each in [(2, 3), (2, 2), (2, 2), (4, 1)]]
+    after = [before[0] + [0.1, 0.3], *before[1:3], before[3]]
+    after[1] = before[1] + 0.1  # Momentum of former days.
+    moves = moves_of(layers, before, after)
+    np.testing.assert_allclose(
+        np.concatenate(moves),
+        [0.2, 0.9, *[np.nan] * 5, 0],  # The last is at its limit.
+    )
+    costs = [np.full(2, share) for share in (0.1, 0.2, 0.3, 0.2)]
+    direction = _Direction(costs)
+    direction.step([np.ones(2), np.ones(2), np.ones(2), np.ones(2)], 0.1)
+    steps = direction.step(moves, 0.1)
+    assert not np.concatenate(steps)[2:7].any()
+    assert steps[0].any() and steps[3][1]
+    led_only = _Direction(costs).step([np.full(2, np.nan)] * 4, 0.1)
+    assert not np.any(led_only)
 
 
 @on_the_host
@@ -301,20 +345,22 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
     worth = np.array([3.0, 1.0, 0.5, 2.0, 1.0, 1.0])
     price = np.array([1.0, 4.0, 1.0, 1.0, 0.2, 1.0])
     inputs = np.array([1.5, 3.0, 12.0, 2.0, 6.0, 4.0])
+    rates = np.array([1.0, 1.0, 0.1, 1.0, 10.0, 1.0])  # Of the gradient.
+    layers = [learned(rate) for rate in rates]
     random = np.random.RandomState(0)
     sizes, steps_an_epoch, epochs = np.zeros(6), 30, 20  # In logarithms.
     for step in range(epochs * steps_an_epoch):
         costs = price * np.exp(2 * sizes)
         if step % steps_an_epoch == 0:
-            direction = _Direction(costs / costs.sum())
+            direction = _Direction(np.split(costs / costs.sum(), 6))
         gradient = worth * np.exp(-sizes) + noise * random.normal(size=6)
         strides = inputs * np.exp(-sizes)
         # What SGD does: it knows the gradient in the stride, not its logarithm.
-        after = strides - scale * 1e-2 * gradient / strides
+        after = strides - scale * 1e-2 * rates * gradient / strides
         done = step / (epochs * steps_an_epoch)
         pace = 6 * done * (1 - done) * 3.0 / (epochs * steps_an_epoch)
         before, after = np.split(strides, 6), np.split(after, 6)
-        moved = direction.step(before, after, pace)
+        moved = direction.step(moves_of(layers, before, after), pace)
         sizes -= np.concatenate(moved)
         sizes -= 0.5 * np.log((price * np.exp(2 * sizes)).sum() / price.sum())
     ratio = np.log(worth / price) - 3 * sizes
