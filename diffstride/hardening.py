@@ -36,11 +36,11 @@ _PLANS = 16  # Of integer strides, how many are followed and tried.
 # Where they are chosen by a loss: how many are followed, and how many of them
 # are measured.
 _FOLLOWED, _MEASURED = 64, 32
-# The share of a budget that is to be used, if any plan does.
-_LEAST_SHARE = 0.95
-# What is tried where none is within a budget, as of maps that are still larger
-# than they will be, with a ramp around them.
-_SHRINK = (1.0, 0.7, 0.5, 0.35)
+# The share of a budget that is to be used, if any plan does, and that may be.
+_LEAST_SHARE, _MOST_SHARE = 0.95, 1.05
+# Factors of sizes, tried one by one until a plan uses a budget: smaller ones
+# where plans exceed it, as there may still be ramps, and else a larger one.
+_FACTORS = (1.0, 0.85, 1.2, 0.7, 0.5, 0.35)
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -82,8 +82,9 @@ def harden(
             the model was built for inputs of unknown size.
         verbose: whether to print what has changed, layer by layer.
         macs: multiply-accumulates of one example that the network is to need.
-            It may exceed them by 5 %. Of the closest strides it prefers those
-            that use at least 95 %. Of no effect for `"spectral"`.
+            It may exceed them by 5 %. Of the closest strides it takes those
+            that use at least 95 %, or, if none do, nearly as much as any of
+            them does. Of no effect for `"spectral"`.
         loss: what integer strides are chosen by, if not by sizes alone: called
             while the maps of `model`, spectral pooling and all, have the sizes
             that some of them would leave, it returns a number that is to be
@@ -168,28 +169,32 @@ def _plain_within(
     if macs is None:
         plan = _least_loss(integer_plans(calls), calls, loss)
         return plan, _plain(model, to, plan, folded)
-    found = []
+    found: list[tuple[float, float, Plan]] = []
     number = _FOLLOWED if loss else _PLANS
-    for shrink in _SHRINK:
-        for plan in integer_plans(calls, shrink, number):
+    for factor in _FACTORS:
+        exceeds = any(ratio > _MOST_SHARE for _, ratio, _ in found)
+        if found and exceeds != (factor < 1):
+            continue
+        for plan in integer_plans(calls, factor, number):
             plain = _plain(model, to, plan, folded)
             ratio = model_cost(plain, shape).macs / macs
             # Of all axes the mean, of all of them together the budget.
             score = distance(plan) + abs(math.log(ratio)) / len(plan)
-            found.append((ratio > 1.05, score, ratio, plan))
-        if not all(exceeds for exceeds, *_ in found):
+            found.append((score, ratio, plan))
+        if any(_LEAST_SHARE <= ratio <= _MOST_SHARE for _, ratio, _ in found):
             break
-    found.sort(key=lambda each: each[:2])
-    if found[0][0]:
-        least = min(each for _, _, each, _ in found)
+    found.sort(key=lambda each: each[0])
+    within = [each for each in found if each[1] <= _MOST_SHARE]
+    if not within:
+        least = min(ratio for _, ratio, _ in found)
         raise ValueError(
             "`macs` must be what integer strides next to the learned ones can "
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
-    plans = [
-        plan for _, _, each, plan in found if _LEAST_SHARE <= each <= 1.05
-    ] or [plan for exceeds, _, _, plan in found if not exceeds]
+    most = max(ratio for _, ratio, _ in within)
+    share = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
+    plans = [plan for _, ratio, plan in within if ratio >= share]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
     return plan, _plain(model, to, plan, folded)
 

@@ -129,10 +129,11 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
 def test_integer_strides_stay_within_a_budget():
     model = network((1.4, 1.6, 2.6), placement="before")
     costs = []
-    for budget in (None, 400_000, 250_000):
+    for budget in (None, 400_000, 232_000):
         hardened = harden(model, "pooled", verbose=False, macs=budget)
         costs.append(model_cost(hardened).macs)
-        assert budget is None or costs[-1] <= 1.05 * budget
+        # At the last, no plan next to the sizes is both within and near.
+        assert budget is None or 0.8 <= costs[-1] / budget <= 1.05
     assert len({*costs}) > 2
     # The closest sizes would leave a part of it unused.
     closest, budget = costs[0], 1.25 * costs[0]
@@ -238,7 +239,7 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
         if call.name.endswith("conv_out")
     )
     assert last[axis] > last[1 - axis]
-    assert len({*seen}) == len(seen) > 4  # None is measured twice.
+    assert len({*seen}) == len(seen) > 2  # None is measured twice.
     for old, layer in zip(before, model.pooling_layers, strict=True):
         np.testing.assert_array_equal(array(layer.stride_weights), old)
         assert not layer.frozen
