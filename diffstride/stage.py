@@ -16,6 +16,7 @@ from diffstride.formatting import aligned, cutoffs, human
 from diffstride.profiling import pooling_states, profile
 from diffstride.tasks import with_means
 
+_AXES = ("axes", "steps")  # What a summary says of maps that are no images.
 _EXAMPLES = 256  # What a loss is measured on, or a batch more.
 
 
@@ -136,10 +137,11 @@ class Stage:
             "environment": environment(),
             "pooling": [state._asdict() for state in pooling_states(calls)],
         }
-        if steps := getattr(model, "steps", None):  # Its maps are no images.
-            summary |= {"axes": list(model.axes[2]), "steps": list(steps)}
         if hardened:
             summary["hardened"] = hardened
+        # A plain network does not know what its maps are.
+        known = hardened["learned"] if hardened else _axes(model)
+        summary |= {key: known[key] for key in _AXES if key in known}
         files.replace_text(
             self._own / "summary.json", json.dumps(summary, indent=1) + "\n"
         )
@@ -229,11 +231,19 @@ def change_by_hardening(
         "to": to,
         "learned": {
             **tested(learned, datasets),
+            **_axes(learned),
             "cost": cost_of_calls(learned, calls).totals(),
             "pooling": [state._asdict() for state in pooling_states(calls)],
         },
         "before_finetuning": tested(plain, datasets),
     }
+
+
+def _axes(model: keras.Model) -> dict[str, Any]:
+    """What the axes of maps are, and their steps."""
+    if steps := getattr(model, "steps", None):
+        return dict(zip(_AXES, (list(model.axes[2]), list(steps)), strict=True))
+    return {}
 
 
 def _format_compilations(summary: dict[str, Any]) -> list[str]:
