@@ -128,6 +128,25 @@ class ComputeModel:
             moved.append(value * np.exp(step))
         return self.clipped(moved)
 
+    def within_maps(self, strides: Strides) -> list[np.ndarray]:
+        """Takes strides back to the sizes of the maps that they are of.
+
+        All maps keep their sizes. A stride that went on would do nothing, and
+        have a long way back.
+        """
+        kept = []
+        sizes = self._lookup(strides)[1]
+        for layer, value, size in zip(self.layers, strides, sizes, strict=True):
+            most = max(size) if value.size == 1 else np.array(size)
+            low, high = stride_limits(layer)
+            less = np.clip(np.minimum(value, most), low, high)
+            less = less.astype(value.dtype)
+            same = layer.final_output_sizes(
+                size, less
+            ) == layer.final_output_sizes(size, value)
+            kept.append(less if same else value)
+        return kept
+
     def input_sizes(self, strides: Strides, place: int) -> tuple[int, ...]:
         """Returns the sizes of the map that a layer receives."""
         return self._lookup(strides)[1][place]

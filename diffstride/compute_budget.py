@@ -98,6 +98,7 @@ class ComputeBudget(keras.callbacks.Callback):
         moved = project(self.compute, moved, self._start * target)
         if done >= max(self.share, _SETTLED):
             moved = settle(self.compute, moved, self.macs)
+        moved = self.compute.within_maps(moved)
         for layer, old, new in zip(
             self.compute.layers, strides, moved, strict=True
         ):

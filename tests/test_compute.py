@@ -285,6 +285,32 @@ def test_sizes_are_moved_alone():
 
 
 @on_the_host
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+@pytest.mark.parametrize("smoothness", [0.0, 1.0])
+@pytest.mark.parametrize("shared", [False, True])
+def test_strides_end_where_maps_do(ramp, smoothness, shared):
+    arguments = {"ramp": ramp, "smoothness_factor": smoothness}
+    compute = ComputeModel(
+        network((1.5, 2.0, 2.0), shared_stride=shared, **arguments)
+    )
+    strides = [np.float32([1.5, 90.0]), np.float32([3, 3]), np.float32([7, 65])]
+    if shared:
+        strides = [each[-1:] for each in strides]
+    kept = compute.within_maps(strides)
+    assert kept[0][-1] == 14  # The input has 14 x 14.
+    assert kept[-1][-1] < 65
+    assert shared or kept[0][0] == 1.5
+    for place in range(3):
+        assert compute.input_sizes(kept, place) == compute.input_sizes(
+            strides, place
+        )
+    assert compute.macs(kept) == compute.macs(strides)
+    again = compute.within_maps(kept)
+    for value, other in zip(kept, again, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+@on_the_host
 def test_own_shares_are_what_a_size_costs():
     model = small_resnet(
         (1, 2, 2), (32, 32, 1), 3, 1, "before", smoothness_factor=0.0
