@@ -99,10 +99,10 @@ class ComputeModel:
         ]
 
     def own_shares(self, strides: Strides) -> list[np.ndarray]:
-        """Returns for each stride the share of the MACs that follows it alone.
+        """Returns for each stride what its maps add to the MACs.
 
-        It is about d log(MACs) / d log(size), while other maps keep theirs.
-        Where one stride serves all axes they change together.
+        It is about d log(MACs) / d log(size), while other maps keep theirs. A
+        stride that serves all axes changes the sizes of all of them.
         """
         counts, _ = self._lookup(strides)
         return [
@@ -129,23 +129,32 @@ class ComputeModel:
         return self.clipped(moved)
 
     def within_maps(self, strides: Strides) -> list[np.ndarray]:
-        """Takes strides back to the sizes of the maps that they are of.
+        """Takes strides back to where their maps stop becoming smaller.
 
-        All maps keep their sizes. A stride that went on would do nothing, and
-        have a long way back.
+        That is half the size of their input in most layers, where spectra have
+        two frequencies left, and the size in the others. What a map has in the
+        end stays. A stride beyond would have no gradient, and a long way back.
         """
-        kept = []
         sizes = self._lookup(strides)[1]
-        for layer, value, size in zip(self.layers, strides, sizes, strict=True):
-            most = max(size) if value.size == 1 else np.array(size)
-            low, high = stride_limits(layer)
-            less = np.clip(np.minimum(value, most), low, high)
+        return [
+            self._within_map(place, value, size)
+            for place, (value, size) in enumerate(
+                zip(strides, sizes, strict=True)
+            )
+        ]
+
+    def _within_map(
+        self, place: int, value: np.ndarray, size: tuple[int, ...]
+    ) -> np.ndarray:
+        layer = self.layers[place]
+        output = layer.final_output_sizes(size, value)
+        for share in (0.5, 1.0):
+            most = share * (max(size) if value.size == 1 else np.array(size))
+            less = np.clip(np.minimum(value, most), *stride_limits(layer))
             less = less.astype(value.dtype)
-            same = layer.final_output_sizes(
-                size, less
-            ) == layer.final_output_sizes(size, value)
-            kept.append(less if same else value)
-        return kept
+            if layer.final_output_sizes(size, less) == output:
+                return less
+        return value
 
     def input_sizes(self, strides: Strides, place: int) -> tuple[int, ...]:
         """Returns the sizes of the map that a layer receives."""

@@ -10,7 +10,10 @@ import numpy as np
 
 from diffstride.compute import ComputeModel, Strides, stride_limits
 from diffstride.formatting import human
-from diffstride.optimization import warn_of_normalized_gradients
+from diffstride.optimization import (
+    gradient_factor,
+    warn_of_normalized_gradients,
+)
 
 _TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
 _FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
@@ -67,6 +70,9 @@ class ComputeBudget(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Warns of an optimizer that leaves nothing to compare."""
         optimizer = getattr(self.model, "optimizer", None)
+        self._factors = [
+            gradient_factor(optimizer, layer) for layer in self.compute.layers
+        ]
         warn_of_normalized_gradients(optimizer, self.compute.layers)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -92,7 +98,8 @@ class ComputeBudget(keras.callbacks.Callback):
         # Most in the middle: at first weights are random, in the end at rest.
         pace = 6 * done * (1 - done) * self.reach
         pace *= self.every / (epochs * (steps or self.every))
-        moves = moves_of(self.compute.layers, self._before, strides)
+        limits = [stride_limits(layer)[0] for layer in self.compute.layers]
+        moves = moves_of(self._before, strides, self._factors, limits)
         shifts = self._direction.step(moves, pace)
         moved = self.compute.with_sizes_moved(self._before, shifts)
         moved = project(self.compute, moved, self._start * target)
@@ -114,32 +121,36 @@ class ComputeBudget(keras.callbacks.Callback):
 
 
 def moves_of(
-    layers: Sequence[Any], before: Strides, after: Strides
+    before: Strides,
+    after: Strides,
+    factors: Sequence[float],
+    limits: Sequence[float],
 ) -> list[np.ndarray]:
     """Tells the gradient of the loss from what an optimizer did to strides.
 
     Args:
-        layers: whose strides they are.
-        before: strides before its steps.
+        before: strides of each layer before its steps.
         after: strides after its steps.
+        factors: of each layer, what gradients were multiplied by; 0 where
+            strides are not trained.
+        limits: the least strides of each layer.
 
     Returns:
         For each layer an array of the shape of its variable, in proportion to
         `-dL / d log(stride)` if the optimizer is SGD. NaN stands for what is
-        not learned, or gets no gradient where it is. A stride at its lower
-        limit may not show that the loss pulls it down: it counts as 0, moves
-        away, and is seen.
+        not trained or got no gradient. At its lower limit a stride does not
+        show whether the loss pulls it further down. It counts as 0, so that it
+        leaves the limit and its gradient shows.
     """
     moves = []
-    for layer, start, end in zip(layers, before, after, strict=True):
-        factor = layer.stride_lr_multiplier * layer.stride_weights.trainable
+    for start, end, factor, limit in zip(
+        before, after, factors, limits, strict=True
+    ):
         # SGD moves a stride s by -lr dL/ds. Times s it is -lr dL/d log(s), as
         # costs are told. Else large strides seem to matter little, and grow.
-        move = start * (end - start)
-        told = (move != 0) | (start <= stride_limits(layer)[0])
-        moves.append(
-            np.where(told & (factor > 0), move / (factor or 1), np.nan)
-        )
+        move = start * (end - start) / (factor or 1.0)
+        told = (factor > 0) & ((move != 0) | (start <= limit))
+        moves.append(np.where(told, move, np.nan))
     return moves
 
 
@@ -158,35 +169,43 @@ class _Direction:
     def __init__(self, costs: Strides):
         self._costs = np.concatenate(costs)
         self._places = np.cumsum([each.size for each in costs])[:-1]
-        self._count = 0
-        self._mean: Any = 0.0
-        self._square: Any = 0.0
+        self._counts = np.zeros_like(self._costs)
+        self._means = np.zeros_like(self._costs)
+        self._squares = np.zeros_like(self._costs)
 
     def step(self, moves: Strides, pace: float) -> list[np.ndarray]:
         """Returns steps of -log(size), in the direction of an optimizer's.
 
         Args:
-            moves: of `moves_of`. Where they are NaN a step is 0.
+            moves: of `moves_of`. Where they are NaN a step is 0, and nothing is
+                remembered.
             pace: largest step to return.
         """
         moved = np.concatenate(moves)
-        told = ~np.isnan(moved)
+        told = np.isfinite(moved)
         costs = np.where(told, self._costs, 0.0)
-        moved = np.where(told, moved, 0.0)
-        moved = _along(moved, costs, self._scale(moved))
-        self._count += 1
-        self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * moved
-        self._square = self._square + moved**2
-        scale = self._scale(moved)
-        mean = told * self._mean / (1 - _MOMENTUM**self._count)
+        moved = _along(np.where(told, moved, 0.0), costs, self._scale())
+        self._counts += told
+        kept = np.where(told, _MOMENTUM, 1.0)
+        self._means = kept * self._means + (1 - kept) * moved
+        self._squares += moved**2
+        scale = self._scale()
+        mean = np.where(told, self._means, 0.0)
+        mean /= 1 - _MOMENTUM ** np.maximum(self._counts, 1)
         step = pace * np.clip(_along(mean, costs, scale) * scale, -1, 1)
         return np.split(step, self._places)
 
-    def _scale(self, moved: np.ndarray) -> np.ndarray:
+    def _scale(self) -> np.ndarray:
         """What makes directions as long as they are constant."""
-        if not self._count:
-            return np.ones_like(moved)
-        return 1 / np.sqrt(self._square / self._count + 1e-20)
+        known = self._squares > 0
+        if not known.any():
+            return np.ones_like(self._squares)
+        means = self._squares / np.maximum(self._counts, 1)
+        # What hardly moved, or was told nothing yet, would outweigh all others.
+        usual = np.median(means[known])
+        return 1 / np.sqrt(
+            np.where(known, np.maximum(means, 1e-4 * usual), usual)
+        )
 
 
 def _along(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
@@ -36,11 +37,11 @@ _PLANS = 16  # Of integer strides, how many are followed and tried.
 # Where they are chosen by a loss: how many are followed, and how many of them
 # are measured.
 _FOLLOWED, _MEASURED = 64, 32
-# The share of a budget that is to be used, if any plan does, and that may be.
+# Least and largest share of a budget to use.
 _LEAST_SHARE, _MOST_SHARE = 0.95, 1.05
-# Factors of sizes, tried one by one until a plan uses a budget: smaller ones
-# where plans exceed it, as there may still be ramps, and else a larger one.
-_FACTORS = (1.0, 0.85, 1.2, 0.7, 0.5, 0.35)
+# How often sizes are multiplied until a plan uses a budget, and by how much at
+# first. With a ramp around them maps may be larger than they will be.
+_ATTEMPTS, _FACTOR = 7, 1.3
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -169,20 +170,12 @@ def _plain_within(
     if macs is None:
         plan = _least_loss(integer_plans(calls), calls, loss)
         return plan, _plain(model, to, plan, folded)
-    found: list[tuple[float, float, Plan]] = []
-    number = _FOLLOWED if loss else _PLANS
-    for factor in _FACTORS:
-        exceeds = any(ratio > _MOST_SHARE for _, ratio, _ in found)
-        if found and exceeds != (factor < 1):
-            continue
-        for plan in integer_plans(calls, factor, number):
-            plain = _plain(model, to, plan, folded)
-            ratio = model_cost(plain, shape).macs / macs
-            # Of all axes the mean, of all of them together the budget.
-            score = distance(plan) + abs(math.log(ratio)) / len(plan)
-            found.append((score, ratio, plan))
-        if any(_LEAST_SHARE <= ratio <= _MOST_SHARE for _, ratio, _ in found):
-            break
+    found = _plans_around(
+        *(calls, _FOLLOWED if loss else _PLANS),
+        lambda plan: (
+            model_cost(_plain(model, to, plan, folded), shape).macs / macs
+        ),
+    )
     found.sort(key=lambda each: each[0])
     within = [each for each in found if each[1] <= _MOST_SHARE]
     if not within:
@@ -197,6 +190,46 @@ def _plain_within(
     plans = [plan for _, ratio, plan in within if ratio >= share]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
     return plan, _plain(model, to, plan, folded)
+
+
+def _plans_around(
+    calls: Sequence[Call], number: int, share_of: Callable[[Plan], float]
+) -> list[tuple[float, float, Plan]]:
+    """Looks for plans that use a budget, next to the learned sizes.
+
+    Args:
+        calls: of the network that has learned.
+        number: how many plans are followed.
+        share_of: tells the share of the budget that a plan needs.
+
+    Returns:
+        Of each plan how far it is from sizes and budget, its share, and itself.
+    """
+    found: dict[tuple, tuple[float, float, Plan]] = {}
+    factor, low, high = 1.0, 0.0, math.inf
+    for _ in range(_ATTEMPTS):
+        shares = []
+        for plan in integer_plans(calls, factor, number):
+            key = tuple(step.strides for step in plan.values())
+            if key not in found:
+                share = share_of(plan)
+                # Of all axes the mean, of all of them together the budget.
+                score = distance(plan) + abs(math.log(share)) / len(plan)
+                found[key] = (score, share, plan)
+            shares.append(found[key][1])
+        if any(_LEAST_SHARE <= share <= _MOST_SHARE for share in shares):
+            break
+        if np.median(shares) > 1:
+            high = factor
+        else:
+            low = factor
+        if not low:
+            factor = high / _FACTOR
+        elif high == math.inf:
+            factor = low * _FACTOR
+        else:
+            factor = math.sqrt(low * high)
+    return list(found.values())
 
 
 def _least_loss(

@@ -106,6 +106,20 @@ def optimizer_findings(model: keras.Model) -> list[str]:
     return findings
 
 
+def gradient_factor(optimizer: Any, layer: Any) -> float:
+    """Returns what an optimizer's steps have multiplied a stride's gradient by.
+
+    0 stands for strides that are not trained.
+    """
+    if not layer.stride_weights.trainable or not layer.stride_lr_multiplier:
+        return 0.0
+    if optimizer is not None and _normalizes(
+        optimizer_of(optimizer, layer.stride_weights)
+    ):
+        return 1.0
+    return layer.stride_lr_multiplier
+
+
 def warn_of_normalized_gradients(optimizer: Any, layers: Sequence[Any]) -> None:
     """Warns where the gradients of strides cannot be compared any more."""
     if optimizer is None:
@@ -113,8 +127,7 @@ def warn_of_normalized_gradients(optimizer: Any, layers: Sequence[Any]) -> None:
     normalized = [
         layer.path
         for layer in layers
-        if layer.stride_lr_multiplier
-        and layer.stride_weights.trainable
+        if gradient_factor(optimizer, layer)
         and _normalizes(optimizer_of(optimizer, layer.stride_weights))
     ]
     if normalized:

@@ -1,7 +1,6 @@
 """MACs at other strides, and strides held to a number of MACs."""
 
 import functools
-import types
 
 import keras
 import numpy as np
@@ -18,7 +17,7 @@ from diffstride.compute_budget import (
     project,
     settle,
 )
-from diffstride.optimization import strides_apart
+from diffstride.optimization import gradient_factor, strides_apart
 
 on_the_host = pytest.mark.skipif(
     not TORCH, reason="counted on the host, on each backend alike"
@@ -297,17 +296,40 @@ def test_strides_end_where_maps_do(ramp, smoothness, shared):
     if shared:
         strides = [each[-1:] for each in strides]
     kept = compute.within_maps(strides)
-    assert kept[0][-1] == 14  # The input has 14 x 14.
-    assert kept[-1][-1] < 65
+    assert kept[0][-1] == 7  # The input has 14 x 14.
+    assert kept[-1][-1] < 7
     assert shared or kept[0][0] == 1.5
     for place in range(3):
         assert compute.input_sizes(kept, place) == compute.input_sizes(
             strides, place
         )
     assert compute.macs(kept) == compute.macs(strides)
-    again = compute.within_maps(kept)
-    for value, other in zip(kept, again, strict=True):
-        np.testing.assert_array_equal(value, other)
+
+
+@on_the_host
+def test_strides_of_other_layers_end_at_the_size_of_the_map():
+    """Where maps have one value at last, half of the size leaves two."""
+    inputs = keras.Input((14, 14, 1))
+    pooled = diffstride.DynOPool(2.0)(inputs)
+    compute = ComputeModel(keras.Model(inputs, pooled))
+    for before, after in ((90.0, 14.0), (3.0, 3.0)):
+        (kept,) = compute.within_maps([np.float32([before, before])])
+        np.testing.assert_array_equal(kept, [after, after])
+
+
+@on_the_host
+def test_training_takes_strides_back_into_their_maps():
+    model = network((1, 2, 2))
+    budget = add_compute_budget(model, relative=1.0)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    budget.set_model(model)
+    budget.set_params({"steps": 1, "epochs": 2})
+    budget.on_train_begin()
+    last = model.pooling_layers[-1]
+    last.stride_weights.assign([2.0, 65.0])
+    budget.on_epoch_begin(0)
+    budget.on_train_batch_end(0)
+    assert keras.ops.convert_to_numpy(last.stride_weights)[1] < 14
 
 
 @on_the_host
@@ -332,26 +354,15 @@ def test_own_shares_are_what_a_size_costs():
     np.testing.assert_allclose(shared[2], shares[2])
 
 
-def learned(rate=1.0, trainable=True):
-    return types.SimpleNamespace(
-        stride_lr_multiplier=rate,
-        stride_weights=types.SimpleNamespace(trainable=trainable),
-        lower_limit_stride=1.0,
-        upper_limit_stride=None,
-    )
-
-
 @on_the_host
 def test_what_gets_no_gradient_stays():
     """Computation moves between the others, as if it were not there."""
-    layers = [learned(), learned(0.0), learned(trainable=False), learned()]
     before = [np.array(each) for each in [(2, 3), (2, 2), (2, 2), (4, 1)]]
-    after = [before[0] + [0.1, 0.3], *before[1:3], before[3]]
-    after[1] = before[1] + 0.1  # Momentum of former days.
-    moves = moves_of(layers, before, after)
+    after = [before[0] + [0.1, 0.3], before[1] + 0.1, *before[2:]]
+    moves = moves_of(before, after, [0.5, 0.0, 1.0, 1.0], [1.0] * 4)
     np.testing.assert_allclose(
         np.concatenate(moves),
-        [0.2, 0.9, *[np.nan] * 5, 0],  # The last is at its limit.
+        [0.4, 1.8, *[np.nan] * 5, 0],  # The last is at its limit.
     )
     costs = [np.full(2, share) for share in (0.1, 0.2, 0.3, 0.2)]
     direction = _Direction(costs)
@@ -364,6 +375,38 @@ def test_what_gets_no_gradient_stays():
 
 
 @on_the_host
+@pytest.mark.parametrize("late", [8.0, 0.1])
+def test_what_gets_its_gradient_late_does_not_outweigh_the_others(late):
+    costs = np.array([0.2, 0.3, 0.3, 0.2])
+    at_once, from_two = _Direction([costs]), _Direction([costs])
+    for window in range(12):
+        moves = 1e-3 * np.array([3, 1, 0.5, late])
+        (expected,) = at_once.step([moves], 1.0)
+        (found,) = from_two.step([moves if window else moves * NONE], 1.0)
+    np.testing.assert_array_equal(np.sign(found), np.sign(expected))
+    np.testing.assert_allclose(found, expected, atol=0.35)
+
+
+NONE = np.array([1.0, 1.0, 1.0, np.nan])
+
+
+@on_the_host
+@pytest.mark.parametrize("optimizer, factor", [("sgd", 0.1), ("adam", 1.0)])
+def test_what_gradients_were_multiplied_by(optimizer, factor):
+    """Adam and its like divide it out."""
+    model = network(stride_lr_multiplier=0.1)
+    first, second, third = model.pooling_layers
+    model.compile(optimizer)
+    second.stride_lr_multiplier = 0.0
+    third.stride_weights.trainable = False
+    factors = [
+        gradient_factor(model.optimizer, layer)
+        for layer in (first, second, third)
+    ]
+    assert factors == [factor, 0, 0]
+
+
+@on_the_host
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
@@ -372,7 +415,6 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
     price = np.array([1.0, 4.0, 1.0, 1.0, 0.2, 1.0])
     inputs = np.array([1.5, 3.0, 12.0, 2.0, 6.0, 4.0])
     rates = np.array([1.0, 1.0, 0.1, 1.0, 10.0, 1.0])  # Of the gradient.
-    layers = [learned(rate) for rate in rates]
     random = np.random.RandomState(0)
     sizes, steps_an_epoch, epochs = np.zeros(6), 30, 20  # In logarithms.
     for step in range(epochs * steps_an_epoch):
@@ -386,7 +428,7 @@ def test_steps_end_where_a_size_is_worth_what_it_costs(scale, noise):
         done = step / (epochs * steps_an_epoch)
         pace = 6 * done * (1 - done) * 3.0 / (epochs * steps_an_epoch)
         before, after = np.split(strides, 6), np.split(after, 6)
-        moved = direction.step(moves_of(layers, before, after), pace)
+        moved = direction.step(moves_of(before, after, rates, [1.0] * 6), pace)
         sizes -= np.concatenate(moved)
         sizes -= 0.5 * np.log((price * np.exp(2 * sizes)).sum() / price.sum())
     ratio = np.log(worth / price) - 3 * sizes
