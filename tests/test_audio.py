@@ -499,6 +499,7 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
         whole = run(tmp_path / "whole", 2)
     parts = run(tmp_path / "parts", 2)
     assert whole["axes"] == ["time", "frequency"]
+    assert whole["steps"] == whole["hardened"]["learned"]["steps"]
     for key in ("test_accuracy", "test_loss", "hardened"):
         assert whole[key] == parts[key]
     rows = [
