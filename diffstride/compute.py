@@ -129,32 +129,23 @@ class ComputeModel:
         return self.clipped(moved)
 
     def within_maps(self, strides: Strides) -> list[np.ndarray]:
-        """Takes strides back to where their maps stop becoming smaller.
+        """Takes strides that exceed the size of their map back to it.
 
-        That is half the size of their input in most layers, where spectra have
-        two frequencies left, and the size in the others. What a map has in the
-        end stays. A stride beyond would have no gradient, and a long way back.
+        A map has its least size there, so that nothing changes but the way
+        back. In most layers the gradient ends at half the size, where a
+        spectrum has two frequencies left.
         """
+        kept = []
         sizes = self._lookup(strides)[1]
-        return [
-            self._within_map(place, value, size)
-            for place, (value, size) in enumerate(
-                zip(strides, sizes, strict=True)
-            )
-        ]
-
-    def _within_map(
-        self, place: int, value: np.ndarray, size: tuple[int, ...]
-    ) -> np.ndarray:
-        layer = self.layers[place]
-        output = layer.final_output_sizes(size, value)
-        for share in (0.5, 1.0):
-            most = share * (max(size) if value.size == 1 else np.array(size))
+        for layer, value, size in zip(self.layers, strides, sizes, strict=True):
+            most = max(size) if value.size == 1 else np.array(size)
             less = np.clip(np.minimum(value, most), *stride_limits(layer))
             less = less.astype(value.dtype)
-            if layer.final_output_sizes(size, less) == output:
-                return less
-        return value
+            same = layer.final_output_sizes(
+                size, less
+            ) == layer.final_output_sizes(size, value)
+            kept.append(less if same else value)
+        return kept
 
     def input_sizes(self, strides: Strides, place: int) -> tuple[int, ...]:
         """Returns the sizes of the map that a layer receives."""

@@ -296,25 +296,14 @@ def test_strides_end_where_maps_do(ramp, smoothness, shared):
     if shared:
         strides = [each[-1:] for each in strides]
     kept = compute.within_maps(strides)
-    assert kept[0][-1] == 7  # The input has 14 x 14.
-    assert kept[-1][-1] < 7
+    assert kept[0][-1] == 14  # The input has 14 x 14.
+    assert kept[-1][-1] < 14
     assert shared or kept[0][0] == 1.5
     for place in range(3):
         assert compute.input_sizes(kept, place) == compute.input_sizes(
             strides, place
         )
     assert compute.macs(kept) == compute.macs(strides)
-
-
-@on_the_host
-def test_strides_of_other_layers_end_at_the_size_of_the_map():
-    """Where maps have one value at last, half of the size leaves two."""
-    inputs = keras.Input((14, 14, 1))
-    pooled = diffstride.DynOPool(2.0)(inputs)
-    compute = ComputeModel(keras.Model(inputs, pooled))
-    for before, after in ((90.0, 14.0), (3.0, 3.0)):
-        (kept,) = compute.within_maps([np.float32([before, before])])
-        np.testing.assert_array_equal(kept, [after, after])
 
 
 @on_the_host
@@ -329,7 +318,7 @@ def test_training_takes_strides_back_into_their_maps():
     last.stride_weights.assign([2.0, 65.0])
     budget.on_epoch_begin(0)
     budget.on_train_batch_end(0)
-    assert keras.ops.convert_to_numpy(last.stride_weights)[1] < 14
+    assert keras.ops.convert_to_numpy(last.stride_weights)[1] <= 14
 
 
 @on_the_host
