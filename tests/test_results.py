@@ -20,8 +20,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOGETHER = {
     "budgets": [
         "budgets",
-        "budgets_led",
-        "budgets_fixed",
         "budgets_search_1800000",
         "budgets_search_2600000",
         "budgets_search_3700000",
