@@ -135,17 +135,22 @@ class ComputeModel:
         back. In most layers the gradient ends at half the size, where a
         spectrum has two frequencies left.
         """
-        kept = []
         sizes = self._lookup(strides)[1]
-        for layer, value, size in zip(self.layers, strides, sizes, strict=True):
-            most = max(size) if value.size == 1 else np.array(size)
-            less = np.clip(np.minimum(value, most), *stride_limits(layer))
-            less = less.astype(value.dtype)
-            same = layer.final_output_sizes(
-                size, less
-            ) == layer.final_output_sizes(size, value)
-            kept.append(less if same else value)
-        return kept
+        least = self.clipped(
+            [
+                np.minimum(value, max(size) if value.size == 1 else size)
+                for value, size in zip(strides, sizes, strict=True)
+            ]
+        )
+        return [
+            less
+            if layer.final_output_sizes(size, less)
+            == layer.final_output_sizes(size, value)
+            else value
+            for layer, size, value, less in zip(
+                self.layers, sizes, strides, least, strict=True
+            )
+        ]
 
     def input_sizes(self, strides: Strides, place: int) -> tuple[int, ...]:
         """Returns the sizes of the map that a layer receives."""

@@ -171,7 +171,8 @@ def _plain_within(
         plan = _least_loss(integer_plans(calls), calls, loss)
         return plan, _plain(model, to, plan, folded)
     found = _plans_around(
-        *(calls, _FOLLOWED if loss else _PLANS),
+        calls,
+        _FOLLOWED if loss else _PLANS,
         lambda plan: (
             model_cost(_plain(model, to, plan, folded), shape).macs / macs
         ),
@@ -179,15 +180,15 @@ def _plain_within(
     found.sort(key=lambda each: each[0])
     within = [each for each in found if each[1] <= _MOST_SHARE]
     if not within:
-        least = min(ratio for _, ratio, _ in found)
+        least = min(share for _, share, _ in found)
         raise ValueError(
             "`macs` must be what integer strides next to the learned ones can "
             f"meet, at least {human(least * macs)} multiply-accumulates. "
             f"Received: macs={macs:g}"
         )
-    most = max(ratio for _, ratio, _ in within)
-    share = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
-    plans = [plan for _, ratio, plan in within if ratio >= share]
+    most = max(share for _, share, _ in within)
+    least = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
+    plans = [plan for _, share, plan in within if share >= least]
     plan = _least_loss(plans[:_MEASURED], calls, loss)
     return plan, _plain(model, to, plan, folded)
 

@@ -500,7 +500,7 @@ def test_a_run_is_resumed_bit_for_bit(tfds_dir, tmp_path, monkeypatch):
     parts = run(tmp_path / "parts", 2)
     assert whole["axes"] == ["time", "frequency"]
     assert whole["steps"] == whole["hardened"]["learned"]["steps"]
-    for key in ("test_accuracy", "test_loss", "hardened"):
+    for key in ("test_accuracy", "test_loss", "pooling", "hardened"):
         assert whole[key] == parts[key]
     rows = [
         json.loads(line)

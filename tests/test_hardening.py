@@ -129,11 +129,12 @@ def test_strided_takes_the_strides_closest_to_the_learned_sizes():
 def test_integer_strides_stay_within_a_budget():
     model = network((1.4, 1.6, 2.6), placement="before")
     costs = []
-    for budget in (None, 400_000, 232_000):
+    for budget in (None, 400_000, 250_000, 232_000):
         hardened = harden(model, "pooled", verbose=False, macs=budget)
         costs.append(model_cost(hardened).macs)
-        # At the last, no plan next to the sizes is both within and near.
-        assert budget is None or 0.8 <= costs[-1] / budget <= 1.05
+        assert budget is None or costs[-1] <= 1.05 * budget
+    # Of the plans at the learned sizes the last budget would be half unused.
+    assert costs[-1] >= 0.8 * budget
     assert len({*costs}) > 2
     # The closest sizes would leave a part of it unused.
     closest, budget = costs[0], 1.25 * costs[0]
@@ -230,7 +231,7 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
         seen.append(tuple(sizes(model)))
         return -sizes(model)[-1][axis] / sizes(model)[-1][1 - axis]
 
-    budget = 0.5 * model_cost(model).macs
+    budget = 0.25 * model_cost(model).macs
     hardened = harden(model, "strided", verbose=False, macs=budget, loss=loss)
     assert model_cost(hardened).macs <= 1.05 * budget
     *_, last = (
@@ -239,7 +240,7 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
         if call.name.endswith("conv_out")
     )
     assert last[axis] > last[1 - axis]
-    assert len({*seen}) == len(seen) > 2  # None is measured twice.
+    assert len({*seen}) == len(seen) > 4  # None is measured twice.
     for old, layer in zip(before, model.pooling_layers, strict=True):
         np.testing.assert_array_equal(array(layer.stride_weights), old)
         assert not layer.frozen
