@@ -4,7 +4,8 @@ Conventions. `k` counts whole cycles over the map, 0..size // 2. All axes but
 the last are two-sided: frequency `k` and frequency `-k` carry separate weights.
 The last one is one-sided: `-k` is the conjugate of `k`.
 
-The three ramps. `S` is the stride, `R` the smoothness, `T = max(size/S, 2)/2`:
+The three ramps. `S` is the stride, `R` the smoothness, `T = max(size/S, 2)/2`,
+where another smallest size may stand for 2:
 
     ramp               weight of frequency k               output size
     outer              clip((T + R - p) / R, 0, 1)         2 ceil(T + R)
@@ -25,9 +26,9 @@ parity need not stay, sizes are the least that hold what has a weight:
 `ceil(2 T + 2 R)`, `ceil(2 T)` and `size // S`. The outer ramp's `-k` takes the
 weight of `k - 1` then where the output is even. In steps, sizes are the next
 ones that are allowed, for the same masks; `straight_through` keeps what they
-hold. No ramp attenuates k = 0. In `outer`, as released, T has no gradient at
-`size/S < 2`, in the others it keeps that of `size/(2 S)`, so that a stride can
-come back.
+hold. No ramp attenuates k = 0. In `outer`, as released, T has no gradient below
+the smallest size, in the others it keeps that of `size/(2 S)`, so that a stride
+can come back.
 
 References:
     - Riad et al., "Learning Strides in Convolutional Neural Networks", 2022.
@@ -85,6 +86,7 @@ class LowPass:
         widest: largest smoothness there will be, where it changes.
         keep_parity: whether even sizes stay even, and odd ones odd.
         size_step: what output sizes are multiples of; see `in_steps`.
+        smallest_size: least nominal size, `size / stride`, of an axis.
     """
 
     smoothness: Any = 4.0
@@ -95,6 +97,7 @@ class LowPass:
     widest: float | None = None
     keep_parity: bool = True
     size_step: int = 1
+    smallest_size: int = 2
 
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes.
@@ -176,7 +179,13 @@ class LowPass:
             self.cropping,
             self.widest,
             self.keep_parity,
+            self._least,
         )
+
+    @property
+    def _least(self) -> int:
+        """The smallest size, in samples of what is transformed."""
+        return self.smallest_size
 
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
         last = len(sizes) - 1
@@ -190,6 +199,7 @@ class LowPass:
                     self.ramp,
                     two_sided=axis < last,
                     keep_parity=self.keep_parity,
+                    smallest_size=self._least,
                 ),
             )
             for axis, (size, stride) in enumerate(
@@ -215,6 +225,12 @@ class CosineLowPass(LowPass):
     half-width thereby count coefficients, half a cycle over the map each.
     """
 
+    smallest_size: int = 1
+
+    @property
+    def _least(self) -> int:
+        return 2 * self.smallest_size
+
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes."""
         return super().used([2 * size for size in sizes], strides)
@@ -223,7 +239,14 @@ class CosineLowPass(LowPass):
         return tuple(
             in_steps(
                 size,
-                learned_size(2 * size, stride, self.smoothness, self.ramp) // 2,
+                learned_size(
+                    2 * size,
+                    stride,
+                    self.smoothness,
+                    self.ramp,
+                    smallest_size=self._least,
+                )
+                // 2,
                 self.size_step,
             )
             for size, stride in zip(sizes, _each(used, sizes), strict=True)
@@ -296,16 +319,19 @@ def learned_size(
     ramp: str = "outer",
     two_sided: bool = True,
     keep_parity: bool = True,
+    smallest_size: int = 2,
 ) -> Size:
     """Output size along one axis, at the stride in force; at most `size`.
 
     Whether the axis is two-sided matters to `straight_through` only.
     """
     if ramp == "straight_through":
-        return fixed_size(size, stride, even=two_sided and keep_parity)
+        even = two_sided and keep_parity
+        return fixed_size(size, stride, even, smallest_size)
     ops = ops_for(size, stride)
     stride = ops.stop_gradient(stride)
-    half_width = ops.maximum(ops.cast(size, stride.dtype) / stride, 2.0) / 2.0
+    nominal = ops.cast(size, stride.dtype) / stride
+    half_width = ops.maximum(nominal, float(smallest_size)) / 2.0
     odd = size % 2
     if not keep_parity:
         outside = smoothness if ramp == "outer" else 0.0
@@ -317,7 +343,7 @@ def learned_size(
         bins = 2 * bins - odd
     else:
         kept = ops.ceil(half_width - ops.cast(odd, stride.dtype) / 2.0)
-        bins = ops.maximum(to_size(kept), 1)
+        bins = ops.maximum(to_size(kept), (smallest_size - odd + 1) // 2)
         bins = 2 * bins + odd
     return to_size(ops.minimum(bins, size))
 
@@ -342,6 +368,7 @@ def learned_band(
     cropping: bool = True,
     widest: float | None = None,
     keep_parity: bool = True,
+    smallest_size: int = 2,
 ) -> Band:
     """Mask along one axis, with the gradient of the stride in force.
 
@@ -355,8 +382,9 @@ def learned_band(
     nominal = ops.cast(size, dtype) / stride
     final_size = output_size if cropping else size
     if ramp == "outer":
-        # As released: the gradient is whole at 2, on all backends.
-        half_width = ops.where(nominal < 2.0, 2.0, nominal) / 2.0
+        # As released: the gradient is whole at the least, on all backends.
+        least = float(smallest_size)
+        half_width = ops.where(nominal < least, least, nominal) / 2.0
         edge = half_width + ops.cast(smoothness, dtype)
         odd = (size if keep_parity else output_size) % 2
         shift = ops.cast(1 - odd, dtype)
@@ -372,7 +400,8 @@ def learned_band(
         return Band(positive, negative, final_size, asymmetric, first)
     position = ops.maximum(k - 0.5, 0.0)
     if ramp == "inner":
-        half_width = _lift(ops, nominal, ops.cast(2.0, dtype)) / 2.0
+        least = ops.cast(smallest_size, dtype)
+        half_width = _lift(ops, nominal, least) / 2.0
         width = _inner_width(ops, half_width, smoothness)
         weights = _ramp(ops, half_width - position, width, cropping)
         weights = ops.where(k > 0, weights, ops.ones_like(weights))
@@ -421,17 +450,21 @@ def resize_band(size: Size, output_size: Size, dtype: str) -> Band:
     return Band(weights, weights, output_size)
 
 
-def fixed_size(size: Size, stride: Any, even: bool) -> Size:
+def fixed_size(
+    size: Size, stride: Any, even: bool, smallest_size: int = 2
+) -> Size:
     """Output size of fixed spectral pooling along one axis.
 
-    It is `size // stride`, at least 2 and at most `size`; two-sided axes round
-    it down to an `even` number.
+    It is `size // stride`, at least `smallest_size` and at most `size`;
+    two-sided axes round it down, and the smallest one up, to an `even` number.
     """
     ops = ops_for(size, stride)
     output = ops.floor(ops.cast(size, "float32") / ops.cast(stride, "float32"))
     output = to_size(output)
-    output = output - (output % 2 if even else 0)
-    return to_size(ops.minimum(ops.maximum(output, 2), size))
+    if even:
+        output = output - output % 2
+        smallest_size = smallest_size + smallest_size % 2
+    return to_size(ops.minimum(ops.maximum(output, smallest_size), size))
 
 
 def _each(used: Tensor, sizes: Sequence[Size]) -> list[Tensor]:

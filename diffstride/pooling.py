@@ -82,6 +82,8 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
 
     # The kind of mask, and with `factors` the transform.
     mask_cls = LowPass
+    # The least size of maps, if not said otherwise.
+    _SMALLEST_SIZE = 2
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         final_smoothness_factor: float | None = None,
         keep_parity: bool = True,
         size_step: int = 1,
+        smallest_size: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(
@@ -131,6 +134,9 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         self.ramp = arguments.choice("ramp", ramp, RAMPS)
         self.keep_parity = arguments.boolean("keep_parity", keep_parity)
         self.size_step = arguments.integer("size_step", size_step)
+        if smallest_size is None:
+            smallest_size = self._SMALLEST_SIZE
+        self.smallest_size = arguments.integer("smallest_size", smallest_size)
         self.final_smoothness_factor = final_smoothness_factor
         self.current_smoothness = self.smoothness_factor
         self.supports_jit = self.compiles()
@@ -158,6 +164,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             "final_smoothness_factor": self.final_smoothness_factor,
             "keep_parity": self.keep_parity,
             "size_step": self.size_step,
+            "smallest_size": self.smallest_size,
         }
 
     def freeze(self) -> None:
@@ -226,6 +233,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
             self.smoothness_factor,
             self.keep_parity,
             self.size_step,
+            self.smallest_size,
         )
 
     @property
@@ -310,6 +318,10 @@ class DiffStride(BaseDiffStride):
             and less is compiled. The masks of `"outer"` and `"inner"` stay as
             they are, and maps have more samples; `"straight_through"` crops to
             the size. A map no larger than the step keeps its size.
+        smallest_size: what the nominal size `size / stride` is held at, at the
+            least. `None` stands for 2, as released. With 1, and
+            `keep_parity=False`, maps may shrink to their mean along an axis,
+            as those of strided convolutions do.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:
@@ -328,8 +340,9 @@ class DiffStride(BaseDiffStride):
         on with the inner one; odd sizes stay odd. Straight-through gives the
         sizes of `FixedSpectralPooling`. With `keep_parity=False` these are
         `ceil(2 * smoothness_factor + max(size / stride, 2))`, `ceil(max(size /
-        stride, 2))` and `max(size // stride, 2)`. As the strides may change,
-        static shapes show `None` there when cropping, unless frozen.
+        stride, 2))` and `max(size // stride, 2)`. In all of them 2 is the
+        `smallest_size`. As the strides may change, static shapes show `None`
+        there when cropping, unless frozen.
 
     Raises:
         ValueError: if an argument is out of range.

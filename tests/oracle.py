@@ -22,6 +22,7 @@ def diffstride(
     held=None,
     keep_parity=True,
     size_step=1,
+    smallest=2,
 ):
     """DiffStride of `x`, (batch, channels, *spatial).
 
@@ -62,18 +63,23 @@ def diffstride(
         f = _frequencies(size, last)
         stride = strides[axis]
         if ramp == "outer":
-            new_size = in_steps(size, _least_size(size, stride, 2 * smoothness))
+            new_size = in_steps(
+                size, _least_size(size, stride, smallest, 2 * smoothness)
+            )
             even = (size if keep_parity else new_size) % 2 == 0
-            mask = _outer(f, size, stride, smoothness, last, even)
+            mask = _outer(f, size, stride, smallest, smoothness, last, even)
             if keep_parity:
                 new_size = in_steps(size, _size_of(mask, size, last))
         elif ramp == "inner":
-            mask = _inner(f, size, stride, smoothness)
+            mask = _inner(f, size, stride, smallest, smoothness)
             of = _next_size if keep_parity else _least_size
-            new_size = in_steps(size, of(size, stride))
+            new_size = in_steps(size, of(size, stride, smallest))
         else:
             new_size = in_steps(
-                size, _fixed_size(size, held[axis], last or not keep_parity)
+                size,
+                _fixed_size(
+                    size, held[axis], last or not keep_parity, smallest
+                ),
             )
             mask = _kept(f, new_size, last).astype("float64")
             if smoothness:
@@ -113,24 +119,24 @@ def _frequencies(size, last):
     return np.round(np.fft.fftfreq(size) * size).astype(int)
 
 
-def _outer(f, size, stride, smoothness, last, even):
+def _outer(f, size, stride, smallest, smoothness, last, even):
     position = np.abs(f)
     if even:
         # The negative side reaches a bin further, and so does the last axis.
         position = position - ((f < 0) | last)
-    inside = max(size / stride, 2) / 2 - position
+    inside = max(size / stride, smallest) / 2 - position
     if smoothness == 0:
         return (inside > 0).astype("float64")
     return np.clip((inside + smoothness) / smoothness, 0, 1)
 
 
-def _inner(f, size, stride, smoothness):
-    half_width = max(size / stride, 2) / 2
+def _inner(f, size, stride, smallest, smoothness):
+    half_width = max(size / stride, smallest) / 2
     inside = half_width - np.maximum(np.abs(f) - 0.5, 0.0)
     width = min(smoothness, max(half_width / 2, 1.0))
     if width == 0:
         return (inside > 0).astype("float64")
-    return np.clip(inside / width, 0, 1)
+    return np.where(f == 0, 1.0, np.clip(inside / width, 0, 1))
 
 
 def _kept(f, new_size, last):
@@ -148,23 +154,24 @@ def _size_of(mask, size, last):
     return 2 * kept - 1 if size % 2 else 2 * (kept - 1)
 
 
-def _least_size(size, stride, outside=0):
-    return min(math.ceil(max(size / stride, 2) + outside), size)
+def _least_size(size, stride, smallest, outside=0):
+    return min(math.ceil(max(size / stride, smallest) + outside), size)
 
 
-def _next_size(size, stride):
-    """Least size of the parity of `size` from `size / stride` and 2 on."""
+def _next_size(size, stride, smallest):
+    """Least size of the parity of `size` from `size / stride` on."""
     new_size = size % 2
-    while new_size < max(size / stride, 2):
+    while new_size < max(size / stride, smallest):
         new_size += 2
     return min(new_size, size)
 
 
-def _fixed_size(size, stride, last):
+def _fixed_size(size, stride, last, smallest=2):
     new_size = int(size // stride)
     if not last:
         new_size = new_size // 2 * 2
-    return min(max(new_size, 2), size)
+        smallest = -(-smallest // 2) * 2
+    return min(max(new_size, smallest), size)
 
 
 def _resample(x, weights, new_sizes, norm, symmetric=False):

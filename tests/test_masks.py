@@ -106,21 +106,43 @@ class TestSizes:
                     crop = HardCrop((stride, stride))
                     assert crop.output_sizes((size, size)) == (output, other)
 
+    @pytest.mark.parametrize("smallest", [1, 2, 3])
     @pytest.mark.parametrize("smoothness", [0.0, 0.5, 4.0])
     @pytest.mark.parametrize("ramp", masks.RAMPS)
-    def test_of_any_parity_hold_what_has_a_weight(self, ramp, smoothness):
-        low_pass = LowPass(smoothness, ramp, keep_parity=False)
+    def test_of_any_parity_hold_what_has_a_weight(
+        self, ramp, smoothness, smallest
+    ):
+        low_pass = LowPass(
+            smoothness, ramp, keep_parity=False, smallest_size=smallest
+        )
         for size in range(1, 40):
             for stride in (*STRIDES, 1.7):
                 strides = np.float32([stride])
                 (band,) = low_pass.bands((size,), strides)
                 kept = int((band.negative > 0).sum())
                 assert band.output_size // 2 + 1 == kept
-                assert min(size, 2) <= band.output_size <= size
+                assert min(size, smallest) <= band.output_size <= size
                 if ramp == "inner":
                     (used,) = low_pass.used((size,), strides)
-                    least = max(math.ceil(size / used), 2)
+                    least = max(math.ceil(size / used), smallest)
                     assert band.output_size == min(size, least)
+
+    @pytest.mark.parametrize("ramp", masks.RAMPS)
+    @pytest.mark.parametrize("smallest", [1, 2, 3, 4])
+    def test_where_parity_stays_the_smallest_is_the_next_of_it(
+        self, ramp, smallest
+    ):
+        low_pass = LowPass(0.0, ramp, smallest_size=smallest)
+        for size in range(4, 20):
+            strides = np.float32([2 * size])
+            (output,) = low_pass.output_sizes((size,), strides)
+            expected = {
+                "outer": 2 * math.ceil(smallest / 2) - size % 2,
+                "inner": smallest + (size - smallest) % 2,
+                # The last axis of fixed pooling has any size.
+                "straight_through": smallest,
+            }
+            assert output == min(expected[ramp], size)
 
     def test_straight_through_has_those_of_fixed_pooling(self):
         low_pass = LowPass(4.0, "straight_through")

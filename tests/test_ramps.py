@@ -166,6 +166,58 @@ class TestGradients:
                     rtol=2e-3,
                 )
 
+    @pytest.mark.parametrize("cropping", [True, False])
+    @pytest.mark.parametrize("ramp", RAMPS)
+    @pytest.mark.parametrize("keep_parity", [False, True])
+    @pytest.mark.parametrize("smallest", [1, 3])
+    def test_where_another_size_is_the_smallest(
+        self, ramp, cropping, keep_parity, smallest
+    ):
+        sizes = ((9, 8), (7, 7), (5, 10, 4))
+        for size in sizes[:1] if JAX else sizes:
+            options = {
+                "smoothness": 1.25,
+                "cropping": cropping,
+                "ramp": ramp,
+                "keep_parity": keep_parity,
+            }
+            # Just short of 1, between 1 and 2, and above 3.
+            strides = [size[0] / 1.1, size[1] / 1.6, size[-1] / 3.3][
+                : len(size)
+            ]
+            x = images(2, 2, *size, mean=1.0)
+            expected = oracle.diffstride(
+                x, strides, smallest=smallest, **options
+            )
+            cotangent = images(*expected.shape, seed=1)
+            layer = LEARNED[len(size)](
+                strides,
+                options.pop("smoothness"),
+                smallest_size=smallest,
+                **options,
+            )
+            options |= {"smoothness": 1.25, "smallest": smallest}
+            assert relative_error(apply(layer, x), expected) < 1e-5
+            gradient = gradients(layer, x, cotangent)[2]
+            if ramp == "outer":
+                exact = oracle_gradient(x, strides, cotangent, **options)
+                np.testing.assert_allclose(
+                    gradient, exact, rtol=2e-3, atol=1e-5
+                )
+                # Held at 3, but not at 1.
+                assert np.all((gradient[:2] != 0) == (smallest == 1))
+
+    @pytest.mark.parametrize("ramp", RAMPS)
+    def test_of_a_single_sample_is_that_of_a_mean(self, ramp):
+        options = {"keep_parity": False, "smallest_size": 1, "norm": "forward"}
+        x = images(2, 3, 7, 6, mean=1.0)
+        layer = DiffStride((7.0, 6.0), 0.0, ramp=ramp, **options)
+        expected = x.mean(axis=(2, 3), keepdims=True)
+        np.testing.assert_allclose(apply(layer, x), expected, rtol=1e-5)
+        again = type(layer).from_config(layer.get_config())
+        assert again.smallest_size == 1
+        np.testing.assert_allclose(apply(again, x), expected, rtol=1e-5)
+
     @pytest.mark.parametrize("rank", [1, 2, 3])
     @pytest.mark.parametrize("data_format", FORMATS)
     def test_of_the_input_is_the_transpose(self, data_format, rank):
