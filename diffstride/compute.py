@@ -132,8 +132,7 @@ class ComputeModel:
         """Takes strides that exceed the size of their map back to it.
 
         A map has its least size there, so that nothing changes but the way
-        back. In most layers the gradient ends at half the size, where a
-        spectrum has two frequencies left.
+        back. In most layers the gradient ends before, at the `smallest_size`.
         """
         sizes = self._lookup(strides)[1]
         least = self.clipped(

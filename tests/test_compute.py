@@ -307,6 +307,25 @@ def test_strides_end_where_maps_do(ramp, smoothness, shared):
 
 
 @on_the_host
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+def test_maps_may_shrink_to_a_sample(ramp):
+    arguments = {"ramp": ramp, "keep_parity": False, "smoothness_factor": 0.0}
+    two, one = (
+        ComputeModel(
+            network((1, 2, 2), smallest_size=smallest, **arguments),
+            harden_to="pooled",
+        )
+        for smallest in (2, 1)
+    )
+    assert one.limits()[1] == two.limits()[1]
+    assert one.limits()[0] < two.limits()[0]
+    small = one.within_maps([np.float32([14.0, 90.0])] * 3)
+    assert one.macs(small) == one.limits()[0]
+    assert one.input_sizes(small, 1) == (1, 1)
+    np.testing.assert_array_equal(small[0], [14, 14])
+
+
+@on_the_host
 def test_training_takes_strides_back_into_their_maps():
     model = network((1, 2, 2))
     budget = add_compute_budget(model, relative=1.0)

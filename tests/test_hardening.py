@@ -67,6 +67,37 @@ def test_spectral_keeps_the_sizes(ramp, shape):
 
 
 @only_torch
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+def test_maps_of_a_sample_stay(ramp):
+    arguments = {"keep_parity": False, "smallest_size": 1, "ramp": ramp}
+    model = network(
+        (1.0, 9.5, (1.0, 3.0)),
+        placement="before",
+        smoothness_factor=0.0,
+        **arguments,
+    )
+    assert sizes(model)[-1][1] == 1
+    hardened = harden(model, verbose=False)
+    assert sizes(hardened) == sizes(model)
+    np.testing.assert_allclose(output(hardened), output(model), atol=1e-5)
+    # A loss tells 1 from 2: here the last map is to be as small as can be.
+    seen = {}
+
+    def loss():
+        seen[sizes(model)[-1]] = np.prod(sizes(model)[-1])
+        return seen[sizes(model)[-1]]
+
+    plain = harden(model, "pooled", verbose=False, loss=loss)
+    *_, last = (
+        call.output_shape[1:3]
+        for call in profile(plain)
+        if call.name.endswith("conv_out")
+    )
+    assert len(seen) > 1
+    assert last == min(seen, key=seen.get) and last[1] == 1
+
+
+@only_torch
 def test_spectral_is_exact_once_masks_are_hard():
     model = network(final_smoothness_factor=0.0)
     for layer in model.pooling_layers:

@@ -283,6 +283,23 @@ def test_strides_of_the_dct_can_always_learn(stride, ramp):
 
 
 @not_jax
+@pytest.mark.parametrize("ramp", ["outer", "inner", "straight_through"])
+def test_smallest_size_of_the_dct(ramp):
+    x = np.ones((1, 9, 7, 2), "float32")
+    for smallest in (None, 1, 2, 3):
+        layer = DCTDiffStride(
+            (20.0, 4.0),
+            0.0,
+            ramp=ramp,
+            smallest_size=smallest,
+            data_format="channels_last",
+        )
+        least = smallest or 1
+        sizes = layer(x).shape[1:3]
+        expected = 1 if ramp == "straight_through" else 2  # 7 / 4 = 1.75
+        assert tuple(sizes) == (least, max(least, expected))
+
+
 def test_straight_through_gradient_of_the_dct():
     """That of a ramp of width 2 around the last coefficient that is kept."""
     x, strides = images(2, 3, 12, 10), (2.0, 2.5)
