@@ -1,6 +1,7 @@
 """A network of a run: trained from epoch to epoch, kept, tested, summed up."""
 
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -220,6 +221,37 @@ def training_loss(
         return float(np.mean(losses))
 
     return measure
+
+
+def remembered(
+    measure: Callable[[], float],
+    path: pathlib.Path,
+    read_from: pathlib.Path | None = None,
+) -> Callable[[], float]:
+    """Makes a function that measures, and keeps what it returns in a file.
+
+    Where there is such a file it returns its numbers first, so that a run which
+    is taken up again decides as it did, on another machine as well.
+
+    Args:
+        measure: what it calls. A number that is not finite stands for infinity.
+        path: file that it writes.
+        read_from: file that it reads, if not that one.
+    """
+    remedy = "Remove it, and losses are measured again"
+    kept = files.read_lines(read_from or path, {"loss?": float}, remedy)
+    before = iter(list(kept))
+
+    def loss() -> float:
+        row = next(before, None)
+        if row is None:
+            value = measure()
+            row = {"loss": value if math.isfinite(value) else None}
+            kept.append(row)
+            files.replace_lines(path, kept)
+        return math.inf if row["loss"] is None else row["loss"]
+
+    return loss
 
 
 def change_by_hardening(

@@ -22,7 +22,12 @@ from diffstride.optimization import (
 )
 from diffstride.profiling import learns_strides
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
-from diffstride.stage import Stage, change_by_hardening, training_loss
+from diffstride.stage import (
+    Stage,
+    change_by_hardening,
+    remembered,
+    training_loss,
+)
 from diffstride.static import learned_layers, static_sizes
 from diffstride.surgery import rebuilt
 from diffstride.tasks import objectives
@@ -174,12 +179,16 @@ def train(
         if not harden_to:
             return stage.finish(model, seed)
 
+        loss = None
+        if harden_by == "loss":
+            losses = pathlib.Path("backup", f"{_HARDENED}losses.jsonl")
+            loss = remembered(
+                training_loss(model, datasets), own / losses, root / losses
+            )
         with placement.making():
             plain, change = _hardened(
                 *(model, harden_to, budget, datasets, compiled),
-                loss=training_loss(model, datasets)
-                if harden_by == "loss"
-                else None,
+                loss=loss,
                 new_weights_from=seed if restart else None,
             )
         stage = make_stage("model", _HARDENED, epochs if restart else 0)

@@ -2,6 +2,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import pathlib
 import random
@@ -503,14 +504,23 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     status, _, err = run(tuning, data_dir, *again, "train.finetune_epochs = 2")
     assert status == 1 and "`finetune_epochs` must be 2 in" in err
 
+    # Where it had been hardened already, nothing is measured again.
+    measured, measure = [], stage.training_loss
+    monkeypatch.setattr(
+        train,
+        "training_loss",
+        lambda *args: lambda: measured.append(1) or measure(*args)(),
+    )
     for workdir, name, ends in (
         (learning, "learned", 130),
         (tuning, "model", 0),
     ):
+        assert workdir == learning or measured
+        measured.clear()
         status, _, err = run(workdir, data_dir, *again)
         assert status == ends, err
         assert_weights(workdir, whole, name)
-    assert len(rows(tuning)) == 5
+    assert len(rows(tuning)) == 5 and not measured
     for path, value in begun[1].items():  # Drawn from the seed.
         np.testing.assert_array_equal(begun[3][path], value, path)
 
@@ -527,6 +537,20 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
         for kernel in kernels:
             among = [np.array_equal(kernel, w) for w in learned.values()]
             assert any(among) == kept
+
+
+def test_losses_are_remembered(tmp_path):
+    kept, new = tmp_path / "kept.jsonl", tmp_path / "new.jsonl"
+    loss = stage.remembered(iter([0.1, math.nan, 0.3]).__next__, kept)
+    assert [loss(), loss()] == [0.1, math.inf]
+    again = stage.remembered(iter([9.0]).__next__, new, kept)
+    assert [again() for _ in range(3)] == [0.1, math.inf, 9.0]
+    assert len(kept.read_text().splitlines()) == 2
+    last = stage.remembered(dict, new)
+    assert [last() for _ in range(3)] == [0.1, math.inf, 9.0]
+    new.write_text('{"loss": "much"}\n')
+    with pytest.raises(UserError, match="Remove it, and losses are measured"):
+        stage.remembered(dict, new)
 
 
 def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
