@@ -30,9 +30,10 @@ class DCTDiffStride(BaseDiffStride):
     Args:
         strides: initial stride, a number >= 1 or one for each axis, (height,
             width).
-        **kwargs: all arguments of `DiffStride`, with the same meaning. `norm`
-            is the scale: `"ortho"` stands for orthonormal transforms, and
-            `"forward"` preserves the mean.
+        **kwargs: all arguments of `DiffStride`, with the same meaning. A
+            `smallest_size` of `None` stands for 1. `norm` is the scale:
+            `"ortho"` stands for orthonormal transforms, and `"forward"`
+            preserves the mean.
 
     Call arguments:
         inputs: 4-D tensor.
@@ -46,8 +47,9 @@ class DCTDiffStride(BaseDiffStride):
         The same with the new height and width, at most those of the input:
         `ceil(size / stride + smoothness_factor)` with the outer ramp, `ceil(
         size / stride)` with the inner one, and `floor(size / stride)` with
-        straight-through; at least 1. Static shapes show `None` there when
-        cropping, unless frozen.
+        straight-through; in all of them `size / stride` is at least the
+        `smallest_size`. Static shapes show `None` there when cropping, unless
+        frozen.
 
     Raises:
         ValueError: if an argument is out of range.

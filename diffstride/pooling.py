@@ -296,7 +296,8 @@ class DiffStride(BaseDiffStride):
             and maps come out larger than `size / stride` by up to
             `2 * smoothness_factor`. `"inner"`: inside of it, and maps come out
             at `size / stride`. `"straight_through"`: the output is that of
-            `FixedSpectralPooling` at the same stride, while the stride's
+            `FixedSpectralPooling` at the same stride (as far as parity and
+            smallest size are those of the release), while the stride's
             gradient comes from a ramp around the crop's edge, as far as its
             frequencies are kept. The latter two are less to compute.
         stride_lr_multiplier: factor of the strides' gradient, >= 0. With SGD
@@ -318,10 +319,11 @@ class DiffStride(BaseDiffStride):
             and less is compiled. The masks of `"outer"` and `"inner"` stay as
             they are, and maps have more samples; `"straight_through"` crops to
             the size. A map no larger than the step keeps its size.
-        smallest_size: what the nominal size `size / stride` is held at, at the
-            least. `None` stands for 2, as released. With 1, and
+        smallest_size: lower bound of the nominal size, `size / stride`. `None`
+            stands for 2, as released (`DCTDiffStride`: 1). With 1, and
             `keep_parity=False`, maps may shrink to their mean along an axis,
-            as those of strided convolutions do.
+            as those of strided convolutions do. There strides receive no
+            gradient; with the outer ramp they have one down to there.
         **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
 
     Call arguments:

@@ -160,6 +160,8 @@ class PoolingState(NamedTuple):
         smoothness_factor: width of that ramp, `None` if it has none.
         norm: scaling of its transforms, `None` if it has none.
         shared_stride: whether one number serves as stride of all axes.
+        keep_parity: whether even sizes stay even, `None` if it has no ramp.
+        smallest_size: least nominal size, `None` if it has no ramp.
     """
 
     name: str
@@ -173,6 +175,8 @@ class PoolingState(NamedTuple):
     smoothness_factor: float | None
     norm: str | None
     shared_stride: bool
+    keep_parity: bool | None
+    smallest_size: int | None
 
 
 def pooling_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -248,6 +252,8 @@ def _state(call: Call) -> PoolingState:
         smoothness_factor=getattr(layer, "smoothness_factor", None),
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
+        keep_parity=getattr(layer, "keep_parity", None),
+        smallest_size=getattr(layer, "smallest_size", None),
     )
 
 

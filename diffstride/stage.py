@@ -19,6 +19,8 @@ from diffstride.tasks import with_means
 
 _AXES = ("axes", "steps")  # What a summary says of maps that are no images.
 _EXAMPLES = 256  # What a loss is measured on, or a batch more.
+_LOSS = {"sizes": [[int]], "loss?": float}
+_LARGEST_LOSS = 1e300
 
 
 class Stage:
@@ -225,33 +227,44 @@ def training_loss(
 
 def remembered(
     measure: Callable[[], float],
+    model: keras.Model,
+    image_shape: tuple,
     path: pathlib.Path,
     read_from: pathlib.Path | None = None,
 ) -> Callable[[], float]:
-    """Makes a function that measures, and keeps what it returns in a file.
+    """Makes a function that measures a model, and keeps the results in a file.
 
-    Where there is such a file it returns its numbers first, so that a run which
-    is taken up again decides as it did, on another machine as well.
+    They are found there again by the sizes of the model's maps, so that a run
+    which is taken up again decides as it did, on another machine as well.
 
     Args:
         measure: what it calls. A number that is not finite stands for infinity.
+        model: what is measured.
+        image_shape: shape of one example.
         path: file that it writes.
         read_from: file that it reads, if not that one.
     """
     remedy = "Remove it, and losses are measured again"
-    kept = files.read_lines(read_from or path, {"loss?": float}, remedy)
-    before = iter(list(kept))
+    rows = files.read_lines(read_from or path, _LOSS, remedy)
+    known = {_key(row["sizes"]): row for row in rows}
 
     def loss() -> float:
-        row = next(before, None)
-        if row is None:
+        states = pooling_states(profile(model, image_shape))
+        sizes = [list(state.output_size) for state in states]
+        if _key(sizes) not in known:
             value = measure()
-            row = {"loss": value if math.isfinite(value) else None}
-            kept.append(row)
-            files.replace_lines(path, kept)
-        return math.inf if row["loss"] is None else row["loss"]
+            finite = abs(value) < _LARGEST_LOSS
+            row = {"sizes": sizes, "loss": value if finite else None}
+            known[_key(sizes)] = row
+            files.replace_lines(path, [*known.values()])
+        value = known[_key(sizes)].get("loss")
+        return math.inf if value is None else value
 
     return loss
+
+
+def _key(sizes: Sequence[Sequence[int]]) -> tuple:
+    return tuple(map(tuple, sizes))
 
 
 def change_by_hardening(

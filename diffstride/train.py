@@ -183,8 +183,12 @@ def train(
         if harden_by == "loss":
             losses = pathlib.Path("backup", f"{_HARDENED}losses.jsonl")
             loss = remembered(
-                training_loss(model, datasets), own / losses, root / losses
+                training_loss(model, datasets),
+                *(model, datasets.image_shape),
+                *(own / losses, root / losses),
             )
+            # All have read what there is before the first writes.
+            hosts.wait("choice of strides")
         with placement.making():
             plain, change = _hardened(
                 *(model, harden_to, budget, datasets, compiled),

@@ -68,7 +68,13 @@ def test_states_say_what_a_layer_is():
     model = keras.Sequential(
         [
             keras.Input((16, 16, 1)),
-            DiffStride(2.0, 3.0, norm="ortho", ramp="inner"),
+            DiffStride(
+                *(2.0, 3.0),
+                norm="ortho",
+                ramp="inner",
+                keep_parity=False,
+                smallest_size=1,
+            ),
             DiffStride(2.0, shared_stride=True),
             FixedSpectralPooling(2.0, norm="forward"),
             SpatialPooling(),
@@ -83,6 +89,10 @@ def test_states_say_what_a_layer_is():
         ("DiffStride", "outer", 4.0, "backward", True),
         ("FixedSpectralPooling", None, None, "forward", False),
         ("SpatialPooling", None, None, None, False),
+    ]
+    assert [(s.keep_parity, s.smallest_size) for s in states] == [
+        *[(False, 1), (True, 2)],
+        *[(None, None)] * 2,
     ]
     assert learns_strides(model)
     assert not learns_strides(freeze(model))

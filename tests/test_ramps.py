@@ -181,7 +181,7 @@ class TestGradients:
                 "ramp": ramp,
                 "keep_parity": keep_parity,
             }
-            # Just short of 1, between 1 and 2, and above 3.
+            # Nominal sizes just above 1, between 1 and 2, and above 3.
             strides = [size[0] / 1.1, size[1] / 1.6, size[-1] / 3.3][
                 : len(size)
             ]
@@ -199,13 +199,22 @@ class TestGradients:
             options |= {"smoothness": 1.25, "smallest": smallest}
             assert relative_error(apply(layer, x), expected) < 1e-5
             gradient = gradients(layer, x, cotangent)[2]
-            if ramp == "outer":
+            # The inner ramp keeps its gradient where it is held.
+            if ramp != "inner" or smallest == 1:
                 exact = oracle_gradient(x, strides, cotangent, **options)
                 np.testing.assert_allclose(
                     gradient, exact, rtol=2e-3, atol=1e-5
                 )
-                # Held at 3, but not at 1.
+            if ramp == "outer":
                 assert np.all((gradient[:2] != 0) == (smallest == 1))
+
+    @pytest.mark.parametrize("ramp", RAMPS)
+    def test_of_a_single_sample_is_none(self, ramp):
+        options = {"keep_parity": False, "smallest_size": 1, "ramp": ramp}
+        x = images(2, 2, 9, 8, mean=1.0)
+        layer = DiffStride((9.5, 12.0), 2.0, **options)
+        gradient = gradients(layer, x)[2]
+        np.testing.assert_array_equal(gradient, [0, 0])
 
     @pytest.mark.parametrize("ramp", RAMPS)
     def test_of_a_single_sample_is_that_of_a_mean(self, ramp):

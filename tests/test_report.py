@@ -547,6 +547,25 @@ def test_masks_are_those_of_the_layer(kind):
     assert sizes[1] == (2 * (kept - 1) if kind == "DiffStride" else kept)
 
 
+@pytest.mark.parametrize("kind", ["DiffStride", "DCTDiffStride"])
+def test_masks_know_the_smallest_size(kind):
+    options = {"keep_parity": False, "smallest_size": 1, "ramp": "outer"}
+    layer = {
+        **{"kind": kind, "smoothness_factor": 1.0, **options},
+        **{"initial": [2.0, 2.0], "strides": [7.0, 3.5]},
+        **{"input_size": [7, 6], "shared_stride": False},
+    }
+    used = getattr(diffstride, kind)((7.0, 3.5), 1.0, **options)
+    bands = used.low_pass.bands((7, 6), np.float32([7.0, 3.5]))
+    for axis in (0, 1):
+        mask = masks._mask(layer, "strides", axis=axis)
+        band = bands[axis]
+        weights = band.negative if axis else band.positive
+        np.testing.assert_array_equal(mask.weights, weights)
+    own, _ = strides_figures.frequencies([layer], 0, "strides")
+    assert own == pytest.approx([0.5 / 7])
+
+
 def test_masks_of_dynopool_do_not_exist():
     each = record(epochs=2)
     for layer in each["summary"]["pooling"]:
@@ -669,6 +688,9 @@ def test_cut_offs_by_hand():
         {"strides": [16.0, 1.0], "input_size": [14, 15], "initial": [2, 2]},
     ]
     layers = [{**layer, "output_size": [0, 0]} for layer in layers]
+    less = {**layers[2], "smallest_size": 1}
+    own, _ = strides_figures.frequencies([less], 0, "strides")
+    assert own == pytest.approx([0.5 / 14])
     # 14 / 2 cycles; 22 / 4 / 2; 1, which is the least.
     own, of_image = strides_figures.frequencies(layers, 0, "strides")
     assert own == pytest.approx([7 / 28, 2.75 / 22, 1 / 14])

@@ -300,6 +300,7 @@ def test_smallest_size_of_the_dct(ramp):
         assert tuple(sizes) == (least, max(least, expected))
 
 
+@not_jax
 def test_straight_through_gradient_of_the_dct():
     """That of a ramp of width 2 around the last coefficient that is kept."""
     x, strides = images(2, 3, 12, 10), (2.0, 2.5)

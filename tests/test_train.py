@@ -540,17 +540,31 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
 
 
 def test_losses_are_remembered(tmp_path):
+    shape = (8, 8, 1)
+    hard = functools.partial(DiffStride, smoothness_factor=0.0)
+    model = resnet.Resnet([2, 2], [1, 2], 10, pooling_cls=hard)
+    model.build((None, *shape))
+    *_, last = model.pooling_layers
     kept, new = tmp_path / "kept.jsonl", tmp_path / "new.jsonl"
-    loss = stage.remembered(iter([0.1, math.nan, 0.3]).__next__, kept)
-    assert [loss(), loss()] == [0.1, math.inf]
-    again = stage.remembered(iter([9.0]).__next__, new, kept)
-    assert [again() for _ in range(3)] == [0.1, math.inf, 9.0]
-    assert len(kept.read_text().splitlines()) == 2
-    last = stage.remembered(dict, new)
-    assert [last() for _ in range(3)] == [0.1, math.inf, 9.0]
-    new.write_text('{"loss": "much"}\n')
+
+    def losses(values, strides, *paths):
+        measure = iter(values).__next__
+        loss = stage.remembered(measure, model, shape, *paths)
+        for stride in strides:
+            last.stride_weights.assign([stride, stride])
+            yield loss()
+
+    measured = [0.1, math.nan, 1e305]
+    found = list(losses(measured, [1, 2, 4, 1], kept))
+    assert found == [0.1, math.inf, math.inf, 0.1]
+    # In another order, and with one more.
+    found = list(losses([9.0], [4, 1, 1.4, 2], new, kept))
+    assert found == [math.inf, 0.1, 9.0, math.inf]
+    assert len(kept.read_text().splitlines()) == 3
+    assert list(losses([], [1.4, 1], new)) == [9.0, 0.1]
+    new.write_text('{"loss": 0.5}\n')
     with pytest.raises(UserError, match="Remove it, and losses are measured"):
-        stage.remembered(dict, new)
+        list(losses([], [1], new))
 
 
 def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):

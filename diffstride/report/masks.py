@@ -142,7 +142,14 @@ def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
     mask_cls = CosineLowPass if _is_cosine(layer) else LowPass
     values = np.asarray(layer[strides], "float32")
     values = values[:1] if layer.get("shared_stride") else values
-    return mask_cls(layer["smoothness_factor"], layer["ramp"]), values
+    # Summaries of earlier versions do not have these.
+    options = {
+        name: layer[name]
+        for name in ("keep_parity", "smallest_size")
+        if layer.get(name) is not None
+    }
+    low_pass = mask_cls(layer["smoothness_factor"], layer["ramp"], **options)
+    return low_pass, values
 
 
 def _mask(

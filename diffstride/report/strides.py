@@ -165,7 +165,8 @@ def frequencies(
         own = min(axis, len(size) - 1)
         sizes.append(size[own])
         # A map shows the whole image: cycles over it are cycles over the image.
-        cycles.append(max(size[own] / layer[strides][own], 2) / 2)
+        least = layer.get("smallest_size") or 2
+        cycles.append(max(size[own] / layer[strides][own], least) / 2)
     narrowest = itertools.accumulate(cycles, min)
     return (
         [c / size for c, size in zip(cycles, sizes, strict=True)],
