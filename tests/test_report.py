@@ -26,6 +26,7 @@ from diffstride.report.tables import (
     cutoff_table,
     expected_table,
     frontier_table,
+    hardening_table,
     repeated_seeds,
     task_table,
 )
@@ -635,6 +636,34 @@ def test_layers_that_were_hardened_are_those_that_learned():
     each["summary"] |= {"pooling": [], "hardened": {"learned": learned}}
     (row,) = study([each]).runs.itertuples()
     assert row.learned == learned["pooling"] and row.moved
+
+
+def test_hardened_networks_before_and_after():
+    records = made([90, 92], budget=1_000_000) + made([94], budget=2_000_000)
+    for i, each in enumerate(records):
+        learned = {"pooling": each["summary"].pop("pooling")}
+        learned |= {"test_accuracy": 0.5 + i / 10, "cost": {"macs": 3e6 + i}}
+        each["summary"]["cost"]["macs"] = 1.5e6
+        each["summary"] |= {
+            "pooling": [],
+            "hardened": {
+                "to": "pooled",
+                "learned": learned,
+                "before_finetuning": {"test_accuracy": 0.25},
+            },
+        }
+    _, *rows = table(hardening_table(study(records + made([80]))))
+    assert rows == [
+        [
+            *("1000000", "outer", "55.00 ± 7.07 (2)", "3.00", "pooled"),
+            *("25.00 ± 0.00 (2)", "91.00 ± 1.41 (2)", "1.50"),
+        ],
+        [
+            *("2000000", "outer", "70.00 (1)", "3.00", "pooled"),
+            *("25.00 (1)", "94.00 (1)", "1.50"),
+        ],
+    ]
+    assert hardening_table(study(made([90]))) is None
 
 
 def test_runs_are_not_counted_twice():

@@ -186,6 +186,8 @@ def _tables(runs: Study) -> list[str]:
     ]
     if budgets := tables.budget_table(runs):
         parts += ["## Within a budget", budgets]
+    if hardened := tables.hardening_table(runs):
+        parts += ["## Hardened", hardened]
     if expected := tables.expected_table(runs):
         parts += ["## Strides that were expected", expected]
     if of_sounds := tables.cutoff_table(runs):

@@ -313,7 +313,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     """
     summary = record["summary"]
     # Of a hardened network, what it was made of.
-    source = (summary.get("hardened") or {}).get("learned") or summary
+    hardened = summary.get("hardened") or {}
+    source = hardened.get("learned") or summary
     layers = source.get("pooling") or []
     rows = record.get("epochs") or []
     learned = [layer for layer in layers if layer["learned"]]
@@ -333,9 +334,22 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "learned": learned,
         "axis_names": tuple(summary.get("axes") or IMAGE_AXES),
         "steps": summary.get("steps"),
+        **_hardened(hardened),
         "tasks": _tasks(record),
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
+    }
+
+
+def _hardened(change: dict[str, Any]) -> dict[str, Any]:
+    """What hardening made of a network that had learned, before training."""
+    learned = change.get("learned") or {}
+    plain = change.get("before_finetuning") or {}
+    return {
+        "hardened": change.get("to"),
+        "learned_accuracy": 100 * learned.get("test_accuracy", math.nan),
+        "learned_macs": learned.get("cost", {}).get("macs", math.nan) / 1e6,
+        "hardened_accuracy": 100 * plain.get("test_accuracy", math.nan),
     }
 
 

@@ -162,6 +162,36 @@ def budget_table(study: Study) -> str | None:
     )
 
 
+def hardening_table(study: Study) -> str | None:
+    """Networks that were hardened: before, just after, and trained on."""
+    others = study.others(STRIDES)
+    header = [
+        *map(axis_label, others),
+        *("method", "learned, %", "MACs, M", "hardened", "as it is, %"),
+        *("in the end, %", "MACs, M"),
+    ]
+    hardened = study.cells[study.cells["hardened_accuracy"].notna()]
+    table = [
+        [
+            *map(str, values),
+            method_label(method),
+            _accuracy(runs["learned_accuracy"]),
+            _mean(runs["learned_macs"], 2),
+            " and ".join(sorted(set(runs["hardened"]))),
+            _accuracy(runs["hardened_accuracy"]),
+            _accuracy(runs["accuracy"]),
+            _mean(runs["macs"], 2),
+        ]
+        for (*values, method), runs in grouped(hardened, [*others, "method"])
+    ]
+    if not table:
+        return None
+    return markdown(header, table) + (
+        "\n\nMeans over initial strides and seeds. Of the learned network, of "
+        "the plain one that was made of it, and of that one in the end."
+    )
+
+
 def ablation_table(study: Study, axis: str) -> str | None:
     """One axis alone: the other settings are the same in all of its rows.
 
