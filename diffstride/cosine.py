@@ -70,5 +70,4 @@ class DCTDiffStride(BaseDiffStride):
 
     rank = 2
     mask_cls = CosineLowPass
-    _SMALLEST_SIZE = 1
     factors = staticmethod(cosine_factors)

@@ -22,14 +22,14 @@ where another smallest size may stand for 2:
 Sizes are for even inputs and never exceed the input's; odd ones stay odd
 (`2 ceil(T + R) - 1`, `2 ceil(T - 1/2) + 1`), and `straight_through` is in all
 that it computes forward the fixed spectral pooling of the same stride, if that
-has the same smallest size. Where
-parity need not stay, sizes are the least that hold what has a weight:
-`ceil(2 T + 2 R)`, `ceil(2 T)` and `size // S`. The outer ramp's `-k` takes the
-weight of `k - 1` then where the output is even. In steps, sizes are the next
-ones that are allowed, for the same masks; `straight_through` keeps what they
-hold. No ramp attenuates k = 0. In `outer`, as released, T has no gradient below
-the smallest size, in the others it keeps that of `size/(2 S)`, so that a stride
-can come back, if not from a map of one sample.
+has the same smallest size. Where parity need not stay, sizes are the least that
+hold what has a weight: `ceil(2 T + 2 R)`, `ceil(2 T)` and `size // S`. The
+outer ramp's `-k` takes the weight of `k - 1` then where the output is even. In
+steps, sizes are the next ones that are allowed, for the same masks;
+`straight_through` keeps what they hold. No ramp attenuates k = 0. In `outer`,
+as released, T has no gradient below the smallest size, in the others it keeps
+that of `size/(2 S)`, so that a stride can come back, if not from a map of one
+sample.
 
 References:
     - Riad et al., "Learning Strides in Convolutional Neural Networks", 2022.

@@ -82,8 +82,6 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
 
     # The kind of mask, and with `factors` the transform.
     mask_cls = LowPass
-    # The least size of maps, if not said otherwise.
-    _SMALLEST_SIZE = 2
 
     def __init__(
         self,
@@ -135,7 +133,7 @@ class BaseDiffStride(BaseLearnedPooling, BaseSpectralPooling):
         self.keep_parity = arguments.boolean("keep_parity", keep_parity)
         self.size_step = arguments.integer("size_step", size_step)
         if smallest_size is None:
-            smallest_size = self._SMALLEST_SIZE
+            smallest_size = self.mask_cls.smallest_size
         self.smallest_size = arguments.integer("smallest_size", smallest_size)
         self.final_smoothness_factor = final_smoothness_factor
         self.current_smoothness = self.smoothness_factor

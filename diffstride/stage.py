@@ -246,25 +246,20 @@ def remembered(
     """
     remedy = "Remove it, and losses are measured again"
     rows = files.read_lines(read_from or path, _LOSS, remedy)
-    known = {_key(row["sizes"]): row for row in rows}
+    known = {tuple(map(tuple, row["sizes"])): row.get("loss") for row in rows}
 
     def loss() -> float:
         states = pooling_states(profile(model, image_shape))
-        sizes = [list(state.output_size) for state in states]
-        if _key(sizes) not in known:
+        sizes = tuple(state.output_size for state in states)
+        if sizes not in known:
             value = measure()
-            finite = abs(value) < _LARGEST_LOSS
-            row = {"sizes": sizes, "loss": value if finite else None}
-            known[_key(sizes)] = row
-            files.replace_lines(path, [*known.values()])
-        value = known[_key(sizes)].get("loss")
+            known[sizes] = value if abs(value) < _LARGEST_LOSS else None
+            rows = [{"sizes": key, "loss": known[key]} for key in known]
+            files.replace_lines(path, rows)
+        value = known[sizes]
         return math.inf if value is None else value
 
     return loss
-
-
-def _key(sizes: Sequence[Sequence[int]]) -> tuple:
-    return tuple(map(tuple, sizes))
 
 
 def change_by_hardening(

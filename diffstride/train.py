@@ -181,14 +181,7 @@ def train(
 
         loss = None
         if harden_by == "loss":
-            losses = pathlib.Path("backup", f"{_HARDENED}losses.jsonl")
-            loss = remembered(
-                training_loss(model, datasets),
-                *(model, datasets.image_shape),
-                *(own / losses, root / losses),
-            )
-            # All have read what there is before the first writes.
-            hosts.wait("choice of strides")
+            loss = _loss_to_go_by(model, datasets, root, own)
         with placement.making():
             plain, change = _hardened(
                 *(model, harden_to, budget, datasets, compiled),
@@ -363,6 +356,24 @@ def _begun(
     if first_epoch:
         logging.info("Going on after epoch %d in %s", first_epoch, root)
     return first_epoch
+
+
+def _loss_to_go_by(
+    model: keras.Model,
+    datasets: data.Datasets,
+    root: pathlib.Path,
+    own: pathlib.Path,
+) -> Callable[[], float]:
+    """The loss that integer strides are chosen by, kept beside the backup."""
+    losses = pathlib.Path("backup", f"{_HARDENED}losses.jsonl")
+    loss = remembered(
+        training_loss(model, datasets),
+        *(model, datasets.image_shape),
+        *(own / losses, root / losses),
+    )
+    # All have read what there is before the first writes.
+    hosts.wait("choice of strides")
+    return loss
 
 
 def _hardened(
