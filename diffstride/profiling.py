@@ -158,6 +158,7 @@ class PoolingState(NamedTuple):
         kind: name of its class.
         ramp: its ramp, `None` if it has none.
         smoothness_factor: width of that ramp, `None` if it has none.
+        current_smoothness: its width now, if a schedule has changed it.
         norm: scaling of its transforms, `None` if it has none.
         shared_stride: whether one number serves as stride of all axes.
         keep_parity: whether even sizes stay even, `None` if it has no ramp.
@@ -173,6 +174,7 @@ class PoolingState(NamedTuple):
     kind: str
     ramp: str | None
     smoothness_factor: float | None
+    current_smoothness: float | None
     norm: str | None
     shared_stride: bool
     keep_parity: bool | None
@@ -250,6 +252,7 @@ def _state(call: Call) -> PoolingState:
         kind=type(layer).__name__,
         ramp=getattr(layer, "ramp", None),
         smoothness_factor=getattr(layer, "smoothness_factor", None),
+        current_smoothness=getattr(layer, "current_smoothness", None),
         norm=getattr(layer, "norm", None),
         shared_stride=getattr(layer, "shared_stride", False),
         keep_parity=getattr(layer, "keep_parity", None),

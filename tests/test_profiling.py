@@ -94,6 +94,7 @@ def test_states_say_what_a_layer_is():
         *[(False, 1), (True, 2)],
         *[(None, None)] * 2,
     ]
+    assert [s.current_smoothness for s in states] == [3.0, 4.0, None, None]
     assert learns_strides(model)
     assert not learns_strides(freeze(model))
 

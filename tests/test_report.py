@@ -567,6 +567,20 @@ def test_masks_know_the_smallest_size(kind):
     assert own == pytest.approx([0.5 / 7])
 
 
+def test_masks_end_as_narrow_as_a_schedule_made_them():
+    layer = {
+        **{"kind": "DiffStride", "ramp": "outer", "smoothness_factor": 2.0},
+        **{"initial": [2.0, 2.0], "strides": [2.0, 2.0]},
+        **{"input_size": [12, 12], "shared_stride": False},
+    }
+    wide = [1, 1, 1, 1, 1, 0.5, 0]
+    np.testing.assert_allclose(masks._mask(layer, "strides").weights, wide)
+    layer["current_smoothness"] = 0.0
+    np.testing.assert_allclose(masks._mask(layer, "initial").weights, wide)
+    hard = [1, 1, 1, 1, 0, 0, 0]
+    np.testing.assert_allclose(masks._mask(layer, "strides").weights, hard)
+
+
 def test_masks_of_dynopool_do_not_exist():
     each = record(epochs=2)
     for layer in each["summary"]["pooling"]:

@@ -135,7 +135,7 @@ def _is_cosine(layer: dict[str, Any]) -> bool:
 
 
 def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
-    """The filter of a layer, and what its stride variable held."""
+    """The filter of a layer, at the start or now, and its stride variable."""
     # Imports keras, which takes seconds.
     from diffstride.masks import CosineLowPass, LowPass
 
@@ -148,7 +148,10 @@ def _low_pass(layer: dict[str, Any], strides: str) -> tuple[Any, np.ndarray]:
         for name in ("keep_parity", "smallest_size")
         if layer.get(name) is not None
     }
-    low_pass = mask_cls(layer["smoothness_factor"], layer["ramp"], **options)
+    smoothness = layer["smoothness_factor"]
+    if strides == "strides":
+        smoothness = layer.get("current_smoothness", smoothness)
+    low_pass = mask_cls(smoothness, layer["ramp"], **options)
     return low_pass, values
 
 
