@@ -170,42 +170,113 @@ class LowPass:
             )
         )
 
-    def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
-        return learned_band(
-            size,
-            output_size,
-            stride,
-            self.smoothness,
-            self.ramp,
-            self.cropping,
-            self.widest,
-            self.keep_parity,
-            self._least,
-        )
-
-    @property
-    def _least(self) -> int:
-        """The smallest size, in samples of what is transformed."""
-        return self.smallest_size
-
     def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
         last = len(sizes) - 1
         return tuple(
-            self._in_steps(
-                size,
-                learned_size(
-                    size,
-                    stride,
-                    self.smoothness,
-                    self.ramp,
-                    two_sided=axis < last,
-                    keep_parity=self.keep_parity,
-                    smallest_size=self._least,
-                ),
-            )
+            self._in_steps(size, self.size(size, stride, axis < last))
             for axis, (size, stride) in enumerate(
                 zip(sizes, _each(used, sizes), strict=True)
             )
+        )
+
+    def size(self, size: Size, stride: Tensor, two_sided: bool = True) -> Size:
+        """Returns the output size of an axis, before `size_step` counts.
+
+        Args:
+            size: input size.
+            stride: in force.
+            two_sided: matters to `straight_through` only.
+        """
+        if self.ramp == "straight_through":
+            even = two_sided and self.keep_parity
+            return fixed_size(size, stride, even, self.smallest_size)
+        ops = ops_for(size, stride)
+        stride = ops.stop_gradient(stride)
+        nominal = ops.cast(size, stride.dtype) / stride
+        half_width = ops.maximum(nominal, float(self.smallest_size)) / 2.0
+        odd = size % 2
+        outside = self.smoothness if self.ramp == "outer" else 0.0
+        edge = half_width + ops.cast(outside, stride.dtype)
+        if not self.keep_parity:
+            return to_size(ops.minimum(to_size(ops.ceil(2.0 * edge)), size))
+        if self.ramp == "outer":
+            bins = ops.maximum(to_size(ops.ceil(edge)), 1)  # Without a number.
+            bins = 2 * bins - odd
+        else:
+            kept = ops.ceil(half_width - ops.cast(odd, stride.dtype) / 2.0)
+            least = (self.smallest_size - odd + 1) // 2
+            bins = 2 * ops.maximum(to_size(kept), least) + odd
+        return to_size(ops.minimum(bins, size))
+
+    def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
+        """The mask along an axis, with the gradient of the stride in force.
+
+        The stride sets the dtype. Where the smoothness is 0 the mask is hard
+        and the stride has no gradient. Without cropping the mask is the same,
+        and the size the input's.
+        """
+        ops = ops_for(size, output_size, stride)
+        if self.ramp == "outer":
+            band = self._outer_band(ops, size, output_size, stride)
+        elif self.ramp == "inner":
+            band = self._inner_band(ops, size, stride)
+        else:
+            band = self._straight_through_band(ops, size, output_size, stride)
+        return band._replace(output_size=output_size if self.cropping else size)
+
+    def _outer_band(
+        self, ops: Any, size: Size, output_size: Size, stride: Tensor
+    ) -> Band:
+        dtype = stride.dtype
+        k = ops.cast(ops.arange(size // 2 + 1), dtype)
+        nominal = ops.cast(size, dtype) / stride
+        # As released: the gradient is whole at the least, on all backends.
+        least = float(self.smallest_size)
+        half_width = ops.where(nominal < least, least, nominal) / 2.0
+        edge = half_width + ops.cast(self.smoothness, dtype)
+        odd = (size if self.keep_parity else output_size) % 2
+        shift = ops.cast(1 - odd, dtype)
+        positive, negative = (
+            _ramp(ops, distance, self.smoothness, self.cropping)
+            for distance in (edge - k, edge - k + shift)
+        )
+        if isinstance(odd, int) and odd:
+            return Band(positive, positive, output_size)
+        # They differ, in value or gradient, from where one ramp begins to where
+        # the other ends.
+        first = ops.cast(ops.ceil(ops.stop_gradient(half_width)), "int32")
+        widest = self.smoothness if self.widest is None else self.widest
+        asymmetric = math.ceil(widest + 1) + (not self.cropping)
+        return Band(positive, negative, output_size, asymmetric, first)
+
+    def _inner_band(self, ops: Any, size: Size, stride: Tensor) -> Band:
+        k, position, nominal = _positions(ops, size, stride)
+        least = ops.cast(self.smallest_size, stride.dtype)
+        half_width = _lift(ops, nominal, least) / 2.0
+        width = _inner_width(ops, half_width, self.smoothness)
+        weights = _ramp(ops, half_width - position, width, self.cropping)
+        weights = ops.where(k > 0, weights, ops.ones_like(weights))
+        return Band(weights, weights, size)
+
+    def _straight_through_band(
+        self, ops: Any, size: Size, output_size: Size, stride: Tensor
+    ) -> Band:
+        dtype = stride.dtype
+        band = fixed_band(size, output_size, dtype)
+        constant = isinstance(self.smoothness, (int, float))
+        if constant and not self.smoothness:
+            return band
+        k, position, nominal = _positions(ops, size, stride)
+        width = (max if constant else ops.maximum)(self.smoothness, 1.0)
+        edge = ops.cast(output_size // 2, dtype)
+        moves = ops.logical_and(k > 0, edge - position <= width / 2)
+        if not constant:
+            moves = ops.logical_and(moves, self.smoothness > 0)
+        zero = (nominal - ops.stop_gradient(nominal)) / 2.0
+        change = 1.0 + ops.where(moves, zero / width, 0.0)
+        return band._replace(
+            positive=ops.multiply(band.positive, change),
+            negative=ops.multiply(band.negative, change),
         )
 
     def _in_steps(self, size: Size, output_size: Size) -> Size:
@@ -229,33 +300,28 @@ class CosineLowPass(LowPass):
     smallest_size: int = 1
 
     @property
-    def _least(self) -> int:
-        return 2 * self.smallest_size
+    def _mirrored(self) -> LowPass:
+        """The mask of maps with their mirror image, of even sizes."""
+        return LowPass(
+            *(self.smoothness, self.ramp, self.lower_limit, self.upper_limit),
+            *(self.cropping, self.widest),
+            smallest_size=2 * self.smallest_size,
+        )
 
     def used(self, sizes: Sequence[Size], strides: Tensor) -> Tensor:
         """Returns the strides in force on maps of the given sizes."""
-        return super().used([2 * size for size in sizes], strides)
+        return self._mirrored.used([2 * size for size in sizes], strides)
 
-    def _output_sizes(self, sizes: Sequence[Size], used: Tensor) -> tuple:
-        return tuple(
-            in_steps(
-                size,
-                learned_size(
-                    2 * size,
-                    stride,
-                    self.smoothness,
-                    self.ramp,
-                    smallest_size=self._least,
-                )
-                // 2,
-                self.size_step,
-            )
-            for size, stride in zip(sizes, _each(used, sizes), strict=True)
-        )
+    def size(self, size: Size, stride: Tensor, two_sided: bool = True) -> Size:
+        """Returns the output size of an axis, before `size_step` counts."""
+        return self._mirrored.size(2 * size, stride) // 2
+
+    def _in_steps(self, size: Size, output_size: Size) -> Size:
+        return in_steps(size, output_size, self.size_step)
 
     def _band(self, size: Size, output_size: Size, stride: Tensor) -> Band:
         # The mirrored spectrum of as many coefficients: they have no Nyquist.
-        band = super()._band(2 * size, 2 * output_size - 1, stride)
+        band = self._mirrored._band(2 * size, 2 * output_size - 1, stride)
         weights = band.positive[:size]
         final_size = output_size if self.cropping else size
         return Band(weights, weights, final_size)
@@ -313,42 +379,6 @@ def smallest_stride(size: Size, smoothness: float, ramp: str = "outer") -> Any:
     return ops.where(room > 0, size / ops.where(room > 0, room, 1.0), 1.0)
 
 
-def learned_size(
-    size: Size,
-    stride: Tensor,
-    smoothness: float,
-    ramp: str = "outer",
-    two_sided: bool = True,
-    keep_parity: bool = True,
-    smallest_size: int = 2,
-) -> Size:
-    """Output size along one axis, at the stride in force; at most `size`.
-
-    Whether the axis is two-sided matters to `straight_through` only.
-    """
-    if ramp == "straight_through":
-        even = two_sided and keep_parity
-        return fixed_size(size, stride, even, smallest_size)
-    ops = ops_for(size, stride)
-    stride = ops.stop_gradient(stride)
-    nominal = ops.cast(size, stride.dtype) / stride
-    half_width = ops.maximum(nominal, float(smallest_size)) / 2.0
-    odd = size % 2
-    if not keep_parity:
-        outside = smoothness if ramp == "outer" else 0.0
-        edge = half_width + ops.cast(outside, stride.dtype)
-        return to_size(ops.minimum(to_size(ops.ceil(2.0 * edge)), size))
-    if ramp == "outer":
-        kept = ops.ceil(half_width + ops.cast(smoothness, stride.dtype))
-        bins = ops.maximum(to_size(kept), 1)  # Even without a number.
-        bins = 2 * bins - odd
-    else:
-        kept = ops.ceil(half_width - ops.cast(odd, stride.dtype) / 2.0)
-        bins = ops.maximum(to_size(kept), (smallest_size - odd + 1) // 2)
-        bins = 2 * bins + odd
-    return to_size(ops.minimum(bins, size))
-
-
 def in_steps(size: Size, output_size: Size, step: int, first: Any = 0) -> Size:
     """Rounds an output size up to the next one of `first + n * step`.
 
@@ -358,70 +388,6 @@ def in_steps(size: Size, output_size: Size, step: int, first: Any = 0) -> Size:
         return output_size
     whole = (output_size - first + step - 1) // step * step + first
     return to_size(ops_for(size, output_size).minimum(whole, size))
-
-
-def learned_band(
-    size: Size,
-    output_size: Size,
-    stride: Tensor,
-    smoothness: float,
-    ramp: str = "outer",
-    cropping: bool = True,
-    widest: float | None = None,
-    keep_parity: bool = True,
-    smallest_size: int = 2,
-) -> Band:
-    """Mask along one axis, with the gradient of the stride in force.
-
-    The stride sets the dtype. Where the smoothness is 0 the mask is hard and
-    the stride has no gradient. `output_size` is what `learned_size` gives, or
-    more; without cropping the mask is the same, and the size the input's.
-    """
-    ops = ops_for(size, output_size, stride)
-    dtype = stride.dtype
-    k = ops.cast(ops.arange(size // 2 + 1), dtype)
-    nominal = ops.cast(size, dtype) / stride
-    final_size = output_size if cropping else size
-    if ramp == "outer":
-        # As released: the gradient is whole at the least, on all backends.
-        least = float(smallest_size)
-        half_width = ops.where(nominal < least, least, nominal) / 2.0
-        edge = half_width + ops.cast(smoothness, dtype)
-        odd = (size if keep_parity else output_size) % 2
-        shift = ops.cast(1 - odd, dtype)
-        positive = _ramp(ops, edge - k, smoothness, cropping)
-        negative = _ramp(ops, edge - k + shift, smoothness, cropping)
-        if isinstance(odd, int) and odd:
-            return Band(positive, positive, final_size)
-        # They differ, in value or gradient, from where one ramp begins to where
-        # the other ends.
-        first = ops.cast(ops.ceil(ops.stop_gradient(half_width)), "int32")
-        widest = smoothness if widest is None else widest
-        asymmetric = math.ceil(widest + 1) + (not cropping)
-        return Band(positive, negative, final_size, asymmetric, first)
-    position = ops.maximum(k - 0.5, 0.0)
-    if ramp == "inner":
-        least = ops.cast(smallest_size, dtype)
-        half_width = _lift(ops, nominal, least) / 2.0
-        width = _inner_width(ops, half_width, smoothness)
-        weights = _ramp(ops, half_width - position, width, cropping)
-        weights = ops.where(k > 0, weights, ops.ones_like(weights))
-        return Band(weights, weights, final_size)
-    band = fixed_band(size, output_size, dtype)
-    constant = isinstance(smoothness, (int, float))
-    if not constant or smoothness:
-        width = max(smoothness, 1.0) if constant else ops.maximum(smoothness, 1)
-        edge = ops.cast(output_size // 2, dtype)
-        moves = ops.logical_and(k > 0, edge - position <= width / 2)
-        if not constant:
-            moves = ops.logical_and(moves, smoothness > 0)
-        zero = (nominal - ops.stop_gradient(nominal)) / 2.0
-        change = 1.0 + ops.where(moves, zero / width, 0.0)
-        band = band._replace(
-            positive=ops.multiply(band.positive, change),
-            negative=ops.multiply(band.negative, change),
-        )
-    return band._replace(output_size=final_size)
 
 
 def fixed_band(size: Size, output_size: Size, dtype: str) -> Band:
@@ -470,6 +436,15 @@ def fixed_size(
 
 def _each(used: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     return [used[axis] for axis in range(len(sizes))]
+
+
+def _positions(
+    ops: Any, size: Size, stride: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies, `q` of them in the ramps of even masks, and `size / S`."""
+    k = ops.cast(ops.arange(size // 2 + 1), stride.dtype)
+    nominal = ops.cast(size, stride.dtype) / stride
+    return k, ops.maximum(k - 0.5, 0.0), nominal
 
 
 def _lift(ops: Any, value: Tensor, least: Tensor) -> Tensor:

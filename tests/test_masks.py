@@ -172,7 +172,7 @@ class TestSizes:
     def test_without_smoothness_the_size_is_nominal(self):
         for size, stride in ((32, 2.0), (48, 3.0), (30, 2.5)):
             for ramp in ("outer", "inner"):
-                size_ = masks.learned_size(size, tensor(stride), 0.0, ramp)
+                size_ = LowPass(0.0, ramp).size(size, tensor(stride))
                 assert int(size_) == size / stride
 
     @pytest.mark.parametrize(
@@ -194,16 +194,15 @@ class TestSizes:
         assert masks.fixed_size(size, stride, even) == expected
         unknown = ops.convert_to_tensor(np.int32(size))
         assert int(masks.fixed_size(unknown, stride, even)) == expected
-        straight = masks.learned_size(
-            size, np.float32(stride), 4.0, "straight_through", two_sided=even
-        )
+        low_pass = LowPass(4.0, "straight_through")
+        straight = low_pass.size(size, np.float32(stride), two_sided=even)
         assert straight == expected
 
     def test_of_a_stride_that_is_not_a_number_is_one_at_least(self):
         for stride in (np.float32("nan"), tensor(np.nan)):
             for ramp in masks.RAMPS:
                 for size in (7, 8):
-                    output = masks.learned_size(size, stride, 4.0, ramp)
+                    output = LowPass(4.0, ramp).size(size, stride)
                     assert 1 <= int(output) <= size
 
 
