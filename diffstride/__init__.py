@@ -34,7 +34,7 @@ _MODULES = {
     "FixedSpectralPooling": "pooling",
     "FixedSpectralPooling1D": "pooling",
     "FixedSpectralPooling3D": "pooling",
-    "SpatialPooling": "pooling",
+    "SpatialPooling": "windows",
     "StrideConstraint": "pooling",
     "SmoothnessSchedule": "schedule",
     "SpectralResize": "resizing",

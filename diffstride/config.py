@@ -28,15 +28,12 @@ from diffstride.antialiasing import BlurPool2D, FLCPooling, MaxBlurPool2D
 from diffstride.cosine import DCTDiffStride
 from diffstride.dynopool import DynOPool
 from diffstride.errors import ConfigError
-from diffstride.pooling import (
-    DiffStride,
-    FixedSpectralPooling,
-    SpatialPooling,
-)
+from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.windows import (
     AveragePooling,
     FractionalMaxPooling2D,
     MaxPooling,
+    SpatialPooling,
 )
 
 _BINDINGS = "--gin_bindings"

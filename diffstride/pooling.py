@@ -27,11 +27,13 @@ from diffstride.strided import (
     BaseLearnedPooling,
     BaseMapLayer,
     Strided,
-    WindowPooling,
     initial_value,
 )
 from diffstride.strided import (
     StrideConstraint as StrideConstraint,  # Where the release has it.
+)
+from diffstride.windows import (
+    SpatialPooling as SpatialPooling,  # And this.
 )
 
 
@@ -559,42 +561,3 @@ class FixedSpectralPooling3D(BaseFixedSpectralPooling):
     """
 
     rank = 3
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class SpatialPooling(WindowPooling, keras.layers.AveragePooling2D):
-    """Keras average pooling with the defaults of the authors' release.
-
-    Args:
-        pool_size: window, an integer or a pair (height, width).
-        strides: integer stride, or a pair (height, width).
-        padding: `"same"` or `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`. `None` stands for
-            `keras.config.image_data_format()`.
-        **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
-
-    Call arguments:
-        inputs: 4-D tensor.
-
-    Input shape:
-        `(batch, height, width, channels)`, or `(batch, channels, height,
-        width)` with `data_format="channels_first"`.
-
-    Output shape:
-        The same with height and width divided by the strides, rounded up.
-
-    Raises:
-        ValueError: if an argument is out of range.
-    """
-
-    commutes_with_pointwise = True
-
-    def __init__(
-        self,
-        pool_size: int | Sequence[int] = (1, 1),
-        strides: int | Sequence[int] = (2, 2),
-        padding: str = "same",
-        data_format: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(pool_size, strides, padding, data_format, **kwargs)

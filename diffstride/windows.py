@@ -9,8 +9,46 @@ from keras import ops
 
 from diffstride import arguments
 from diffstride.numerics import Size, Tensor, ops_for
-from diffstride.pooling import SpatialPooling
 from diffstride.strided import PACKAGE, BaseMapLayer, Strided, WindowPooling
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SpatialPooling(WindowPooling, keras.layers.AveragePooling2D):
+    """Keras average pooling with the defaults of the authors' release.
+
+    Args:
+        pool_size: window, an integer or a pair (height, width).
+        strides: integer stride, or a pair (height, width).
+        padding: `"same"` or `"valid"`.
+        data_format: `"channels_last"` or `"channels_first"`. `None` stands for
+            `keras.config.image_data_format()`.
+        **kwargs: arguments of every Keras layer, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: 4-D tensor.
+
+    Input shape:
+        `(batch, height, width, channels)`, or `(batch, channels, height,
+        width)` with `data_format="channels_first"`.
+
+    Output shape:
+        The same with height and width divided by the strides, rounded up.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    commutes_with_pointwise = True
+
+    def __init__(
+        self,
+        pool_size: int | Sequence[int] = (1, 1),
+        strides: int | Sequence[int] = (2, 2),
+        padding: str = "same",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(pool_size, strides, padding, data_format, **kwargs)
 
 
 class _WindowOfStride:
