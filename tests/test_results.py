@@ -25,7 +25,11 @@ TOGETHER = {
         "budgets_search_3700000",
         "budgets_search_5200000",
     ],
-    "pitch_budget": ["pitch_budget", "pitch_search"],
+    "pitch_budget": [
+        "pitch_budget",
+        "pitch_search",
+        "pitch_search_5000000",
+    ],
 }
 RESULTS = [
     path
