@@ -164,7 +164,9 @@ class LowPass:
         if output_sizes is None:
             output_sizes = self._output_sizes(sizes, used)
         return tuple(
-            self._band(size, output, stride)
+            self._band(size, output, stride)._replace(
+                output_size=output if self.cropping else size
+            )
             for size, output, stride in zip(
                 sizes, output_sizes, _each(used, sizes), strict=True
             )
@@ -212,24 +214,27 @@ class LowPass:
         """The mask along an axis, with the gradient of the stride in force.
 
         The stride sets the dtype. Where the smoothness is 0 the mask is hard
-        and the stride has no gradient. Without cropping the mask is the same,
-        and the size the input's.
+        and the stride has no gradient.
         """
         ops = ops_for(size, output_size, stride)
+        k = ops.cast(ops.arange(size // 2 + 1), stride.dtype)
+        nominal = ops.cast(size, stride.dtype) / stride
         if self.ramp == "outer":
-            band = self._outer_band(ops, size, output_size, stride)
-        elif self.ramp == "inner":
-            band = self._inner_band(ops, size, stride)
-        else:
-            band = self._straight_through_band(ops, size, output_size, stride)
-        return band._replace(output_size=output_size if self.cropping else size)
+            return self._outer_band(ops, k, nominal, size, output_size)
+        if self.ramp == "inner":
+            return self._inner_band(ops, k, nominal, output_size)
+        band = fixed_band(size, output_size, stride.dtype)
+        return self._straight_through_band(ops, k, nominal, band)
 
     def _outer_band(
-        self, ops: Any, size: Size, output_size: Size, stride: Tensor
+        self,
+        ops: Any,
+        k: Tensor,
+        nominal: Tensor,
+        size: Size,
+        output_size: Size,
     ) -> Band:
-        dtype = stride.dtype
-        k = ops.cast(ops.arange(size // 2 + 1), dtype)
-        nominal = ops.cast(size, dtype) / stride
+        dtype = nominal.dtype
         # As released: the gradient is whole at the least, on all backends.
         least = float(self.smallest_size)
         half_width = ops.where(nominal < least, least, nominal) / 2.0
@@ -249,27 +254,28 @@ class LowPass:
         asymmetric = math.ceil(widest + 1) + (not self.cropping)
         return Band(positive, negative, output_size, asymmetric, first)
 
-    def _inner_band(self, ops: Any, size: Size, stride: Tensor) -> Band:
-        k, position, nominal = _positions(ops, size, stride)
-        least = ops.cast(self.smallest_size, stride.dtype)
+    def _inner_band(
+        self, ops: Any, k: Tensor, nominal: Tensor, output_size: Size
+    ) -> Band:
+        least = ops.cast(self.smallest_size, nominal.dtype)
         half_width = _lift(ops, nominal, least) / 2.0
         width = _inner_width(ops, half_width, self.smoothness)
-        weights = _ramp(ops, half_width - position, width, self.cropping)
+        distance = half_width - ops.maximum(k - 0.5, 0.0)
+        weights = _ramp(ops, distance, width, self.cropping)
         weights = ops.where(k > 0, weights, ops.ones_like(weights))
-        return Band(weights, weights, size)
+        return Band(weights, weights, output_size)
 
     def _straight_through_band(
-        self, ops: Any, size: Size, output_size: Size, stride: Tensor
+        self, ops: Any, k: Tensor, nominal: Tensor, band: Band
     ) -> Band:
-        dtype = stride.dtype
-        band = fixed_band(size, output_size, dtype)
+        """Gives a hard crop the gradient of its edge."""
         constant = isinstance(self.smoothness, (int, float))
         if constant and not self.smoothness:
             return band
-        k, position, nominal = _positions(ops, size, stride)
         width = (max if constant else ops.maximum)(self.smoothness, 1.0)
-        edge = ops.cast(output_size // 2, dtype)
-        moves = ops.logical_and(k > 0, edge - position <= width / 2)
+        edge = ops.cast(band.output_size // 2, nominal.dtype)
+        distance = edge - ops.maximum(k - 0.5, 0.0)
+        moves = ops.logical_and(k > 0, distance <= width / 2)
         if not constant:
             moves = ops.logical_and(moves, self.smoothness > 0)
         zero = (nominal - ops.stop_gradient(nominal)) / 2.0
@@ -323,8 +329,7 @@ class CosineLowPass(LowPass):
         # The mirrored spectrum of as many coefficients: they have no Nyquist.
         band = self._mirrored._band(2 * size, 2 * output_size - 1, stride)
         weights = band.positive[:size]
-        final_size = output_size if self.cropping else size
-        return Band(weights, weights, final_size)
+        return Band(weights, weights, output_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,15 +441,6 @@ def fixed_size(
 
 def _each(used: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     return [used[axis] for axis in range(len(sizes))]
-
-
-def _positions(
-    ops: Any, size: Size, stride: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies, `q` of them in the ramps of even masks, and `size / S`."""
-    k = ops.cast(ops.arange(size // 2 + 1), stride.dtype)
-    nominal = ops.cast(size, stride.dtype) / stride
-    return k, ops.maximum(k - 0.5, 0.0), nominal
 
 
 def _lift(ops: Any, value: Tensor, least: Tensor) -> Tensor:

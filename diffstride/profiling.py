@@ -158,7 +158,7 @@ class PoolingState(NamedTuple):
         kind: name of its class.
         ramp: its ramp, `None` if it has none.
         smoothness_factor: width of that ramp, `None` if it has none.
-        current_smoothness: its width now, if a schedule has changed it.
+        current_smoothness: its width now, which a schedule moves, or `None`.
         norm: scaling of its transforms, `None` if it has none.
         shared_stride: whether one number serves as stride of all axes.
         keep_parity: whether even sizes stay even, `None` if it has no ramp.
