@@ -156,8 +156,13 @@ def _with(layer: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _strides_to(layer: BaseDiffStride, step: Step) -> np.ndarray:
-    """The least strides that leave no more than a step's sizes."""
-    low, high = np.ones(layer.rank), 4.0 * np.array(step.input_size)
+    """The least strides that leave no more than a step's sizes.
+
+    They are single floats, of the precision that the layer divides sizes in: at
+    the least stride to a size rounding decides which one comes out.
+    """
+    low = np.ones(layer.rank, "float32")
+    high = 4 * np.array(step.input_size, "float32")
 
     def fits(strides: np.ndarray) -> np.ndarray:
         sizes = layer.final_output_sizes(step.input_size, strides)
@@ -169,5 +174,4 @@ def _strides_to(layer: BaseDiffStride, step: Step) -> np.ndarray:
         enough = fits(middle)
         low = np.where(enough, low, middle)
         high = np.where(enough, middle, high)
-    high = np.where(whole, 1.0, high)
-    return high.astype("float32")
+    return np.where(whole, np.float32(1), high)

@@ -25,7 +25,7 @@ from diffstride.folding import folded_strides
 from diffstride.internals import sublayers
 from diffstride.profiling import pooling_states, profile
 from diffstride.resnet import ResidualLayer, Resnet
-from diffstride.rounding import candidates
+from diffstride.rounding import Step, at_sizes_of, candidates
 
 # oneDNN crashes in gradients of strided convolutions of three images.
 IMAGES = np.random.RandomState(0).rand(4, 28, 28, 1).astype("float32")
@@ -302,6 +302,33 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
 )
 def test_of_strides_to_one_size_the_smallest(size, learned, expected):
     assert {*candidates(size, learned)} == expected
+
+
+@pytest.mark.parametrize(
+    "ramp, size, wanted",
+    [
+        ("outer", 26, 13),
+        ("outer", 52, 13),
+        ("outer", 37, 28),
+        ("inner", 13, 11),
+        ("inner", 31, 7),
+        ("straight_through", 26, 11),
+    ],
+)
+def test_maps_have_the_sizes_that_losses_are_measured_at(ramp, size, wanted):
+    layer = DiffStride(
+        2.0,
+        smoothness_factor=1.0,
+        ramp=ramp,
+        keep_parity=False,
+        smallest_size=1,
+    )
+    model = keras.Sequential([keras.Input((size, size, 1)), layer])
+    calls = profile(model)
+    step = Step(None, (size, size), (1, 1), (wanted, wanted))
+    with at_sizes_of({id(layer): step}, calls):
+        maps = model(array(np.zeros((1, size, size, 1), "float32")))
+    assert tuple(maps.shape[1:3]) == (wanted, wanted)
 
 
 @only_torch
