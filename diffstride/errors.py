@@ -38,6 +38,15 @@ def one_line(message: str) -> str:
     return line if len(line) <= 1000 else f"{line[:800]} ... {line[-190:]}"
 
 
+def check_argument(good: bool, expected: str, **argument: Any) -> None:
+    """Refuses one argument, given by its name, if it is not good."""
+    ((name, value),) = argument.items()
+    if not good:
+        raise ConfigError(
+            f"`{name}` must be {expected}. Received: {name}={value}"
+        )
+
+
 @contextlib.contextmanager
 def as_config_errors() -> Iterator[None]:
     """Turns refusals of arguments, inside the block, into `ConfigError`s."""

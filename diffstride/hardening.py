@@ -1,11 +1,10 @@
 """From learned strides to plain networks with fixed ones."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
@@ -23,25 +22,17 @@ from diffstride.profiling import (
 from diffstride.residual import ResidualLayer, ResnetBlock
 from diffstride.rounding import (
     Plan,
-    at_sizes_of,
-    distance,
+    best_in_trials,
+    by_loss,
     hard_in_steps,
     integer_plans,
+    plans_within,
     spectral_plan,
 )
 from diffstride.static import learned_layers
 from diffstride.surgery import copy_weights, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
-_PLANS = 16  # Of integer strides, how many are followed and tried.
-# Where they are chosen by a loss: how many are followed, and how many of them
-# are measured.
-_FOLLOWED, _MEASURED = 64, 32
-# Least and largest share of a budget to use.
-_LEAST_SHARE, _MOST_SHARE = 0.95, 1.05
-# How often sizes are multiplied until a plan uses a budget, and by how much at
-# first. With a ramp around them maps may be larger than they will be.
-_ATTEMPTS, _FACTOR = 7, 1.3
 _POOLING = {
     1: keras.layers.AveragePooling1D,
     2: keras.layers.AveragePooling2D,
@@ -56,6 +47,8 @@ def harden(
     verbose: bool = True,
     macs: float | None = None,
     loss: Callable[[], float] | None = None,
+    trial: Callable[[keras.Model, list[tuple]], float] | None = None,
+    trials: int = 4,
 ) -> keras.Model:
     """Makes a network with fixed strides of one that has learned them.
 
@@ -91,6 +84,13 @@ def harden(
             that some of them would leave, it returns a number that is to be
             least, such as the loss on a few batches. Of no effect for
             `"spectral"`.
+        trial: what decides between the `trials` best sets of integer strides,
+            those with the least loss or the closest: called with the plain
+            network of each, not compiled, and a list of its strides in the
+            order of poolings, it returns a number that is to be least, such as
+            the loss after a short training. Of no effect for `"spectral"`.
+        trials: how many sets are tried, at least 1. Where fewer use 95 % of
+            `macs`, those that use most of it are among them.
 
     Returns:
         A new model, not compiled.
@@ -98,12 +98,17 @@ def harden(
     Raises:
         ValueError: if the model is not built, has no DiffStride layers, or has
             them where they cannot be replaced; if no integer strides next to
-            the learned ones stay within `macs`; if `loss` is never finite.
+            the learned ones stay within `macs`; if `loss` or `trial` is never
+            finite.
     """
     arguments.choice("to", to, TARGETS)
     if loss is not None and not callable(loss):
         expected = "None or a function without arguments"
         raise arguments.refusal("loss", expected, loss)
+    if trial is not None and not callable(trial):
+        expected = "None or a function of a network and its strides"
+        raise arguments.refusal("trial", expected, trial)
+    trials = arguments.integer("trials", trials, 1)
     others = [
         layer.path
         for layer in learned_layers(model)
@@ -126,7 +131,20 @@ def harden(
         plan = spectral_plan(calls)
         hardened = _spectral(model, plan)
     else:
-        plan, hardened = _plain_within(model, to, calls, macs, shape, loss)
+        folded = folded_strides(model, to, calls)
+        plain = partial(_plain, model, to, folded=folded)
+        plans = integer_plans(calls)
+        if macs is not None:
+            plans = plans_within(
+                macs,
+                lambda plan: model_cost(plain(plan), shape).macs,
+                calls,
+                many=loss is not None or trial is not None,
+                least_number=1 if trial is None else trials,
+            )
+        plans = by_loss(plans, calls, loss)[:trials]
+        plan = best_in_trials(plans, plain, trial)
+        hardened = plain(plan)
     if verbose:
         before = cost_of_calls(model, calls)
         print(_report(plan, before, model_cost(hardened, shape)))
@@ -155,110 +173,6 @@ def plain_calls(
             call = folded.resized(call, calls, place)
         remaining.append(call)
     return remaining
-
-
-def _plain_within(
-    model: keras.Model,
-    to: str,
-    calls: Sequence[Call],
-    macs: float | None,
-    shape: Any,
-    loss: Callable[[], float] | None,
-) -> tuple[Plan, keras.Model]:
-    """The plain network closest to the learned sizes and to a budget."""
-    folded = folded_strides(model, to, calls)
-    if macs is None:
-        plan = _least_loss(integer_plans(calls), calls, loss)
-        return plan, _plain(model, to, plan, folded)
-    found = _plans_around(
-        calls,
-        _FOLLOWED if loss else _PLANS,
-        lambda plan: (
-            model_cost(_plain(model, to, plan, folded), shape).macs / macs
-        ),
-    )
-    found.sort(key=lambda each: each[0])
-    within = [each for each in found if each[1] <= _MOST_SHARE]
-    if not within:
-        least = min(share for _, share, _ in found)
-        raise ValueError(
-            "`macs` must be what integer strides next to the learned ones can "
-            f"meet, at least {human(least * macs)} multiply-accumulates. "
-            f"Received: macs={macs:g}"
-        )
-    most = max(share for _, share, _ in within)
-    least = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
-    plans = [plan for _, share, plan in within if share >= least]
-    plan = _least_loss(plans[:_MEASURED], calls, loss)
-    return plan, _plain(model, to, plan, folded)
-
-
-def _plans_around(
-    calls: Sequence[Call], number: int, share_of: Callable[[Plan], float]
-) -> list[tuple[float, float, Plan]]:
-    """Looks for plans that use a budget, next to the learned sizes.
-
-    Args:
-        calls: of the network that has learned.
-        number: how many plans are followed.
-        share_of: tells the share of the budget that a plan needs.
-
-    Returns:
-        Of each plan how far it is from sizes and budget, its share, and itself.
-    """
-    found: dict[tuple, tuple[float, float, Plan]] = {}
-    factor, low, high = 1.0, 0.0, math.inf
-    for _ in range(_ATTEMPTS):
-        shares = []
-        for plan in integer_plans(calls, factor, number):
-            key = tuple(step.strides for step in plan.values())
-            if key not in found:
-                share = share_of(plan)
-                # Of all axes the mean, of all of them together the budget.
-                score = distance(plan) + abs(math.log(share)) / len(plan)
-                found[key] = (score, share, plan)
-            shares.append(found[key][1])
-        if any(_LEAST_SHARE <= share <= _MOST_SHARE for share in shares):
-            break
-        if np.median(shares) > 1:
-            high = factor
-        else:
-            low = factor
-        if not low:
-            factor = high / _FACTOR
-        elif high == math.inf:
-            factor = low * _FACTOR
-        else:
-            factor = math.sqrt(low * high)
-    return list(found.values())
-
-
-def _least_loss(
-    plans: Sequence[Plan],
-    calls: Sequence[Call],
-    loss: Callable[[], float] | None,
-) -> Plan:
-    """The first plan, or the one with which the learned network has least."""
-    if loss is None:
-        return plans[0]
-    losses: dict[tuple, float] = {}  # Of plans that differ in strides only.
-    for plan in plans:
-        if _sizes(plan) not in losses:
-            with at_sizes_of(plan, calls):
-                measured = float(loss())
-            losses[_sizes(plan)] = (
-                measured if math.isfinite(measured) else math.inf
-            )
-    if min(losses.values()) == math.inf:
-        raise ValueError(
-            "`loss` must be finite at the sizes that integer strides leave. "
-            f"Received: {measured} at all of {len(losses)}"
-        )
-    return min(plans, key=lambda plan: losses[_sizes(plan)])
-
-
-def _sizes(plan: Plan) -> tuple:
-    return tuple(step.output_size for step in plan.values())
 
 
 def _spectral(model: keras.Model, plan: Plan) -> keras.Model:

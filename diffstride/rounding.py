@@ -1,13 +1,15 @@
-"""Fixed strides next to learned ones, and how they are tried."""
+"""Fixed strides next to learned ones, and how some of them are chosen."""
 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
+from diffstride.formatting import human
 from diffstride.pooling import BaseDiffStride, BaseSpectralPooling
 from diffstride.profiling import (
     Call,
@@ -17,6 +19,15 @@ from diffstride.profiling import (
 )
 from diffstride.strided import BaseLearnedPooling
 
+_PLANS = 16  # Of integer strides, how many are followed and tried.
+# Where they are chosen by a loss: how many are followed, and how many of them
+# are measured.
+_FOLLOWED, _MEASURED = 64, 32
+# Least and largest share of a budget to use.
+_LEAST_SHARE, _MOST_SHARE = 0.95, 1.05
+# How often sizes are multiplied until a plan uses a budget, and by how much at
+# first. With a ramp around them maps may be larger than they will be.
+_ATTEMPTS, _FACTOR = 7, 1.3
 _WITHOUT_LIMITS = {"lower_limit_stride": None, "upper_limit_stride": None}
 
 
@@ -96,6 +107,149 @@ def distance(plan: Plan) -> float:
 def _change(step: Step) -> float:
     factors = np.log(np.divide(step.output_size, step.learned.output_size))
     return float(np.abs(factors).mean() + np.ptp(factors) / 2)
+
+
+def plans_within(
+    macs: float,
+    macs_of: Callable[[Plan], float],
+    calls: Sequence[Call],
+    many: bool = False,
+    least_number: int = 1,
+) -> list[Plan]:
+    """The plans closest to the learned sizes and to a budget, best first.
+
+    Behind those that use it, if they are too few, come those that use most.
+
+    Args:
+        macs: the budget, in multiply-accumulates.
+        macs_of: counts those that a plan needs.
+        calls: of the network that has learned.
+        many: whether to look for more than are needed to take the closest.
+        least_number: how many to look for, if there are so many.
+
+    Raises:
+        ValueError: if none stays within the budget.
+    """
+    found = _plans_around(
+        calls,
+        _FOLLOWED if many else _PLANS,
+        lambda plan: macs_of(plan) / macs,
+        least_number,
+    )
+    found.sort(key=lambda each: each[0])
+    within = [each for each in found if each[1] <= _MOST_SHARE]
+    if not within:
+        least = min(share for _, share, _ in found)
+        raise ValueError(
+            "`macs` must be what integer strides next to the learned ones can "
+            f"meet, at least {human(least * macs)} multiply-accumulates. "
+            f"Received: macs={macs:g}"
+        )
+    most = max(share for _, share, _ in within)
+    least = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
+    within.sort(key=lambda each: -min(each[1], least))  # Stable.
+    using = sum(share >= least for _, share, _ in within)
+    number = min(max(using, least_number), max(_MEASURED, least_number))
+    return [plan for *_, plan in within[:number]]
+
+
+def _plans_around(
+    calls: Sequence[Call],
+    number: int,
+    share_of: Callable[[Plan], float],
+    least_number: int,
+) -> list[tuple[float, float, Plan]]:
+    """Looks for plans that use a budget, next to the learned sizes.
+
+    Args:
+        calls: of the network that has learned.
+        number: how many plans are followed.
+        share_of: tells the share of the budget that a plan needs.
+        least_number: how many that use the budget are enough.
+
+    Returns:
+        Of each plan how far it is from sizes and budget, its share, and itself.
+    """
+    found: dict[tuple, tuple[float, float, Plan]] = {}
+    factor, low, high = 1.0, 0.0, math.inf
+    for _ in range(_ATTEMPTS):
+        shares = []
+        for plan in integer_plans(calls, factor, number):
+            key = tuple(step.strides for step in plan.values())
+            if key not in found:
+                share = share_of(plan)
+                # Of all axes the mean, of all of them together the budget.
+                score = distance(plan) + abs(math.log(share)) / len(plan)
+                found[key] = (score, share, plan)
+            shares.append(found[key][1])
+        using = sum(
+            _LEAST_SHARE <= share <= _MOST_SHARE
+            for _, share, _ in found.values()
+        )
+        if using >= least_number:
+            break
+        if np.median(shares) > 1:
+            high = factor
+        else:
+            low = factor
+        if not low:
+            factor = high / _FACTOR
+        elif high == math.inf:
+            factor = low * _FACTOR
+        else:
+            factor = math.sqrt(low * high)
+    return list(found.values())
+
+
+def by_loss(
+    plans: Sequence[Plan],
+    calls: Sequence[Call],
+    loss: Callable[[], float] | None,
+) -> list[Plan]:
+    """The plans as they are, or by the loss of the learned network."""
+    if loss is None:
+        return list(plans)
+    losses: dict[tuple, float] = {}  # Of plans that differ in strides only.
+    for plan in plans:
+        if _sizes(plan) not in losses:
+            with at_sizes_of(plan, calls):
+                losses[_sizes(plan)] = _finite(loss())
+    if min(losses.values()) == math.inf:
+        raise ValueError(
+            "`loss` must be finite at the sizes that integer strides leave. "
+            f"Received: no such number at all of {len(losses)}"
+        )
+    return sorted(plans, key=lambda plan: losses[_sizes(plan)])
+
+
+def best_in_trials(
+    plans: Sequence[Plan],
+    plain: Callable[[Plan], keras.Model],
+    trial: Callable[[keras.Model, list[tuple]], float] | None,
+) -> Plan:
+    """The first plan, or that of the network which is best in a trial."""
+    if trial is None:
+        return plans[0]
+    results = [
+        _finite(trial(plain(plan), [step.strides for step in plan.values()]))
+        for plan in plans
+    ]
+    best = min(results)
+    if best == math.inf:
+        raise ValueError(
+            "`trial` must give a finite number of a network. Received: none of "
+            f"all {len(results)}"
+        )
+    return plans[results.index(best)]
+
+
+def _finite(value: Any) -> float:
+    """A number, or infinity if it is not finite."""
+    return float(value) if math.isfinite(value) else math.inf
+
+
+def _sizes(plan: Plan) -> tuple:
+    return tuple(step.output_size for step in plan.values())
 
 
 def spectral_poolings(

@@ -78,6 +78,8 @@ PARAMETERS = {
     "finetune": ["train.train.finetune_epochs"],
     "restart": ["train.train.restart"],
     "harden_by": ["train.train.harden_by"],
+    "trials": ["train.train.trials"],
+    "trial_epochs": ["train.train.trial_epochs"],
     NETWORK: ["train.train.model_cls"],
     TASK: ["data.load_tasks.tasks"],
 }
@@ -115,6 +117,8 @@ _REACH = {
     "train.train.finetune_epochs": (*RAMPS, "dct"),
     "train.train.restart": (*RAMPS, "dct"),
     "train.train.harden_by": (*RAMPS, "dct"),
+    "train.train.trials": (*RAMPS, "dct"),
+    "train.train.trial_epochs": (*RAMPS, "dct"),
     "resnet.Resnet.pooling_placement": tuple(set(METHODS) - {"strided"}),
 } | {f"pooling.{layer}.": (method,) for method, layer in RIVALS.items()}
 AXES = ("method", *PARAMETERS, "seed")

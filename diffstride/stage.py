@@ -1,14 +1,12 @@
 """A network of a run: trained from epoch to epoch, kept, tested, summed up."""
 
 import json
-import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from diffstride import callbacks, data, files, hosts
 from diffstride.cost import cost_of_calls
@@ -18,9 +16,6 @@ from diffstride.profiling import pooling_states, profile
 from diffstride.tasks import with_means
 
 _AXES = ("axes", "steps")  # What a summary says of maps that are no images.
-_EXAMPLES = 256  # What a loss is measured on, or a batch more.
-_LOSS = {"sizes": [[int]], "loss?": float}
-_LARGEST_LOSS = 1e300
 
 
 class Stage:
@@ -143,7 +138,7 @@ class Stage:
         if hardened:
             summary["hardened"] = hardened
         # A plain network does not know what its maps are.
-        known = hardened["learned"] if hardened else _axes(model)
+        known = hardened["learned"] if hardened else axes_of(model)
         summary |= {key: known[key] for key in _AXES if key in known}
         files.replace_text(
             self._own / "summary.json", json.dumps(summary, indent=1) + "\n"
@@ -192,94 +187,7 @@ def tested(model: keras.Model, datasets: data.Datasets) -> dict[str, Any]:
     return {**found, "tasks": tasks} if tasks else found
 
 
-def training_loss(
-    model: keras.Model, datasets: data.Datasets
-) -> Callable[[], float]:
-    """Makes a function that measures a model on some training data, as it is.
-
-    By the statistics of each batch, as its maps may have other sizes than those
-    that it has been trained with. It leaves nothing changed.
-    """
-    with datasets.reading():
-        batches, examples = [], 0
-        for batch in datasets.epochs(0, 1):
-            batches.append(keras.tree.map_structure(np.asarray, batch))
-            examples += len(keras.tree.flatten(batches[-1])[0])
-            if examples > _EXAMPLES:
-                break
-
-    def measure() -> float:
-        changing = model.non_trainable_variables
-        kept = [keras.ops.copy(variable) for variable in changing]
-        losses = []
-        try:
-            for x, y in batches:
-                loss = model.compute_loss(x, y, model(x, training=True))
-                # Without its gradient, which torch would keep for all batches.
-                losses.append(keras.ops.convert_to_numpy(loss))
-        finally:
-            for variable, value in zip(changing, kept, strict=True):
-                variable.assign(value)
-        return float(np.mean(losses))
-
-    return measure
-
-
-def remembered(
-    measure: Callable[[], float],
-    model: keras.Model,
-    image_shape: tuple,
-    path: pathlib.Path,
-    read_from: pathlib.Path | None = None,
-) -> Callable[[], float]:
-    """Makes a function that measures a model, and keeps the results in a file.
-
-    They are found there again by the sizes of the model's maps, so that a run
-    which is taken up again decides as it did, on another machine as well.
-
-    Args:
-        measure: what it calls. A number that is not finite stands for infinity.
-        model: what is measured.
-        image_shape: shape of one example.
-        path: file that it writes.
-        read_from: file that it reads, if not that one.
-    """
-    remedy = "Remove it, and losses are measured again"
-    rows = files.read_lines(read_from or path, _LOSS, remedy)
-    known = {tuple(map(tuple, row["sizes"])): row.get("loss") for row in rows}
-
-    def loss() -> float:
-        states = pooling_states(profile(model, image_shape))
-        sizes = tuple(state.output_size for state in states)
-        if sizes not in known:
-            value = measure()
-            known[sizes] = value if abs(value) < _LARGEST_LOSS else None
-            rows = [{"sizes": key, "loss": known[key]} for key in known]
-            files.replace_lines(path, rows)
-        value = known[sizes]
-        return math.inf if value is None else value
-
-    return loss
-
-
-def change_by_hardening(
-    to: str, learned: keras.Model, plain: keras.Model, datasets: data.Datasets
-) -> dict[str, Any]:
-    """What is to be said of hardening: the network before, and just after."""
-    calls = profile(learned, datasets.image_shape)
-    return {
-        "to": to,
-        "learned": {
-            **tested(learned, datasets),
-            **_axes(learned),
-            "cost": cost_of_calls(learned, calls).totals(),
-            "pooling": [state._asdict() for state in pooling_states(calls)],
-        },
-        "before_finetuning": tested(plain, datasets),
-    }
-
-
-def _axes(model: keras.Model) -> dict[str, Any]:
+def axes_of(model: keras.Model) -> dict[str, Any]:
     """What the axes of maps are, and their steps."""
     if steps := getattr(model, "steps", None):
         return dict(zip(_AXES, (list(model.axes[2]), list(steps)), strict=True))
@@ -317,8 +225,11 @@ def _format_summary(summary: dict[str, Any]) -> str:
     ]
     if hardened := summary.get("hardened"):
         learned = hardened["learned"]
+        of = len(hardened.get("trials", ()))
         lines.append(
-            f"hardened       {hardened['to']}, from "
+            f"hardened       {hardened['to']}, "
+            + (f"the best of {of} in trials, " if of else "")
+            + "from "
             f"{100 * learned['test_accuracy']:.2f} % as learned, by "
             f"{100 * hardened['before_finetuning']['test_accuracy']:.2f} % "
             "before fine-tuning"

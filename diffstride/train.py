@@ -13,8 +13,15 @@ from diffstride import callbacks, data, files, hosts, resnet
 from diffstride.budget import add_stride_cost
 from diffstride.compute_budget import add_compute_budget
 from diffstride.devices import check_compiling, place, set_up
-from diffstride.errors import ConfigError, as_config_errors
-from diffstride.hardening import TARGETS, harden
+from diffstride.ending import (
+    HARDENED,
+    Hardening,
+    check_hardening,
+    check_not_hardened,
+    hardened,
+)
+from diffstride.errors import ConfigError, as_config_errors, check_argument
+from diffstride.hardening import harden
 from diffstride.networks import make_network
 from diffstride.optimization import (
     exclude_strides_from_weight_decay,
@@ -22,17 +29,10 @@ from diffstride.optimization import (
 )
 from diffstride.profiling import learns_strides
 from diffstride.schedule import SmoothnessSchedule, scheduled_layers
-from diffstride.stage import (
-    Stage,
-    change_by_hardening,
-    remembered,
-    training_loss,
-)
+from diffstride.stage import Stage
 from diffstride.static import learned_layers, static_sizes
-from diffstride.surgery import rebuilt
 from diffstride.tasks import objectives
 
-_HARDENED = "hardened."  # How the name of the hardened network's backup begins.
 _BACKEND = "# KERAS_BACKEND="  # How a config.gin begins.
 
 
@@ -51,6 +51,8 @@ def train(
     finetune_epochs: int = 0,
     restart: bool = False,
     harden_by: str = "size",
+    trials: int = 4,
+    trial_epochs: int = 2,
     devices: Sequence[str] | None = None,
     deterministic: bool = True,
     jit_compile: bool = False,
@@ -95,9 +97,15 @@ def train(
             seed, and the learning rate of a first step, as a network does that
             has these strides from the start.
         harden_by: what integer strides are chosen by: `"size"`, what comes
-            closest to the learned sizes; or `"loss"`, of what comes close that
+            closest to the learned sizes; `"loss"`, of what comes close that
             with the least loss on some training data, if the learned network's
-            maps have the sizes which these strides would leave.
+            maps have the sizes which these strides would leave; or
+            `"training"`, of the `trials` sets with the least such loss that
+            whose plain network does best in a short training: it has the least
+            mean loss in the last of `trial_epochs` epochs.
+        trials: how many sets of strides are tried by training, at least 1.
+        trial_epochs: how many epochs each is trained for, from 1 to
+            `finetune_epochs`. They come on top of `num_epochs`.
         devices: devices to train on, such as `["GPU:0", "GPU:1"]`; by default
             all GPUs, or else the CPU. Only TensorFlow takes several.
         deterministic: whether the backend is held to deterministic operations,
@@ -123,16 +131,11 @@ def train(
         UserError: if data, settings or workdir do not allow the run.
         NonFiniteLossError: if the loss ceases to be finite.
     """
-    _check_arguments(
-        num_epochs,
-        seed,
-        label_smoothing,
-        stride_cost_weight,
-        harden_to,
-        finetune_epochs,
-        restart,
-        harden_by,
+    hardening = Hardening(
+        harden_to, finetune_epochs, restart, harden_by, trials, trial_epochs
     )
+    _check_arguments(num_epochs, seed, label_smoothing, stride_cost_weight)
+    check_hardening(hardening, num_epochs)
     check_compiling(jit_compile, deterministic)
     learning_epochs = num_epochs - finetune_epochs
     keras.utils.set_random_seed(seed)
@@ -174,21 +177,17 @@ def train(
         stage = make_stage("learned" if harden_to else "model")
         first_epoch = _begun(stage, model, root, own, config_text, differing_fn)
         if harden_to:
-            _check_not_hardened(root, first_epoch, learning_epochs)
+            check_not_hardened(root, first_epoch, learning_epochs)
         epochs = stage.fit(model, first_epoch, learning_epochs, steering)
         if not harden_to:
             return stage.finish(model, seed)
 
-        loss = None
-        if harden_by == "loss":
-            loss = _loss_to_go_by(model, datasets, root, own)
         with placement.making():
-            plain, change = _hardened(
-                *(model, harden_to, budget, datasets, compiled),
-                loss=loss,
-                new_weights_from=seed if restart else None,
+            plain, change = hardened(
+                *(model, hardening, budget, datasets, compiled),
+                *(seed, epochs, root, own),
             )
-        stage = make_stage("model", _HARDENED, epochs if restart else 0)
+        stage = make_stage("model", HARDENED, epochs if restart else 0)
         first_epoch = max(epochs, stage.restore(plain))
         stage.fit(plain, first_epoch, epochs + finetune_epochs)
         return stage.finish(plain, seed, change)
@@ -199,62 +198,25 @@ def _check_arguments(
     seed: int,
     label_smoothing: float,
     stride_cost_weight: float,
-    harden_to: str | None,
-    finetune_epochs: int,
-    restart: bool,
-    harden_by: str,
 ) -> None:
-    _check(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
-    _check(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
-    _check(
+    check_argument(num_epochs >= 1, "at least 1", num_epochs=num_epochs)
+    check_argument(0 <= seed < 2**31, "from 0 to 2**31 - 1", seed=seed)
+    check_argument(
         0 <= label_smoothing < 1,
         "at least 0 and below 1",
         label_smoothing=label_smoothing,
     )
-    _check(
+    check_argument(
         0 <= stride_cost_weight < math.inf,
         "finite and at least 0",
         stride_cost_weight=stride_cost_weight,
     )
-    _check(
-        harden_to in (None, *TARGETS),
-        f"None or one of {', '.join(map(repr, TARGETS))}",
-        harden_to=repr(harden_to),
-    )
-    _check(
-        0 <= finetune_epochs < (num_epochs if harden_to else 1),
-        f"less than num_epochs={num_epochs} with `harden_to`, 0 without it",
-        finetune_epochs=finetune_epochs,
-    )
-    _check(
-        finetune_epochs > 0 or not restart,
-        "False with `finetune_epochs=0`: nothing would train the new weights",
-        restart=restart,
-    )
-    _check(
-        harden_by in ("size", "loss"),
-        "'size' or 'loss'",
-        harden_by=repr(harden_by),
-    )
-    _check(
-        harden_by == "size" or harden_to in ("strided", "pooled"),
-        "'size' unless `harden_to` is 'strided' or 'pooled'",
-        harden_by=repr(harden_by),
-    )
-
-
-def _check(good: bool, expected: str, **argument: Any) -> None:
-    ((name, value),) = argument.items()
-    if not good:
-        raise ConfigError(
-            f"`{name}` must be {expected}. Received: {name}={value}"
-        )
 
 
 def _check_data_format(model: keras.Model) -> None:
     expected = keras.config.image_data_format() == "channels_first"
     received = getattr(model, "channels_first", expected)
-    _check(
+    check_argument(
         received == expected,
         f"left out or be {expected} on this machine (channels come first on a "
         "GPU)",
@@ -356,62 +318,6 @@ def _begun(
     if first_epoch:
         logging.info("Going on after epoch %d in %s", first_epoch, root)
     return first_epoch
-
-
-def _loss_to_go_by(
-    model: keras.Model,
-    datasets: data.Datasets,
-    root: pathlib.Path,
-    own: pathlib.Path,
-) -> Callable[[], float]:
-    """The loss that integer strides are chosen by, kept beside the backup."""
-    losses = pathlib.Path("backup", f"{_HARDENED}losses.jsonl")
-    loss = remembered(
-        training_loss(model, datasets),
-        *(model, datasets.image_shape),
-        *(own / losses, root / losses),
-    )
-    # All have read what there is before the first writes.
-    hosts.wait("choice of strides")
-    return loss
-
-
-def _hardened(
-    model: keras.Model,
-    to: str,
-    budget: float | None,
-    datasets: data.Datasets,
-    compiled: Callable[[keras.Model], keras.Model],
-    loss: Callable[[], float] | None,
-    new_weights_from: int | None,
-) -> tuple[keras.Model, dict[str, Any]]:
-    """Makes the plain network, and tells what that has changed.
-
-    It has the model's weights and an optimizer that is as far. Or it is new
-    from a seed, and so is the optimizer.
-    """
-    plain = compiled(
-        harden(model, to, datasets.image_shape, macs=budget, loss=loss)
-    )
-    change = change_by_hardening(to, model, plain, datasets)
-    if new_weights_from is not None:
-        keras.utils.set_random_seed(new_weights_from)
-        return compiled(rebuilt(plain, "train")), change
-    steps = keras.ops.copy(model.optimizer.iterations)
-    plain.optimizer.iterations.assign(steps)
-    return plain, change
-
-
-def _check_not_hardened(
-    root: pathlib.Path, done: int, learning_epochs: int
-) -> None:
-    """Refuses to learn strides further when a network was made of them."""
-    if done < learning_epochs and any((root / "backup").glob(f"{_HARDENED}*")):
-        raise ConfigError(
-            f"`num_epochs` less `finetune_epochs` must be {done} in {root}, "
-            "where the network was hardened after that many epochs. Received: "
-            f"{learning_epochs}. Raise both, or choose another --workdir"
-        )
 
 
 def _check_same_run(

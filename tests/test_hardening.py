@@ -288,6 +288,52 @@ def test_integer_strides_may_be_chosen_by_a_loss(axis):
         harden(model, "strided", loss=0.3)
 
 
+@only_torch
+def test_integer_strides_may_be_chosen_by_trials():
+    model = network((1.0, 1.5, 1.5), placement="before")
+    budget = 0.3 * model_cost(model).macs
+    tried = []
+
+    def macs_last(network, strides):
+        """Of those with the least loss, which has the most MACs?"""
+        tried.append((model_cost(network).macs, strides, network))
+        return -tried[-1][0]
+
+    def chosen(trial, trials, loss=None):
+        tried.clear()
+        arguments = ("strided", None, False, budget, loss, trial, trials)
+        return model_cost(harden(model, *arguments)).macs
+
+    most = chosen(macs_last, 6)
+    assert most == max(macs for macs, *_ in tried) and len(tried) == 6
+    assert len({str(strides) for _, strides, _ in tried}) == 6
+    shares = [macs / budget for macs, *_ in tried]  # Few use the budget.
+    assert max(shares) == shares[0] <= 1.05 and shares[0] > 0.95 > shares[-1]
+    for _, strides, network_tried in tried:
+        assert [len(each) for each in strides] == [2, 2, 2]
+        *_, last = (
+            call.output_shape[1:3]
+            for call in profile(network_tried)
+            if call.name.endswith("conv_out")
+        )
+        size = np.array((28, 28))
+        for each in strides:
+            size = -(-size // each)
+        assert last == tuple(size)
+    # Without a trial it is the first of them.
+    first, *_ = (macs for macs, *_ in tried)
+    assert chosen(macs_last, 1) == first and len(tried) == 1
+    # One that diverges is not taken, whatever it costs.
+    macs = chosen(lambda *of: (macs_last(*of), np.nan)[len(tried) < 2], 2)
+    assert macs == tried[1][0] != tried[0][0]
+    with pytest.raises(ValueError, match="`trial` must give a finite number"):
+        chosen(lambda *_: np.nan, 2)
+    with pytest.raises(ValueError, match="`trial` must be None or a function"):
+        chosen(0.3, 2)
+    with pytest.raises(ValueError, match="`trials` must be an integer >= 1"):
+        chosen(macs_last, 0)
+
+
 @pytest.mark.parametrize(
     "size, learned, expected",
     [

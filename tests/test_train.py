@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,12 +27,14 @@ from diffstride import (
     DiffStride,
     FixedSpectralPooling,
     callbacks,
+    choosing,
     config,
     counting,
+    ending,
     files,
-    hardening,
     main,
     resnet,
+    rounding,
     stage,
     train,
 )
@@ -95,8 +98,11 @@ def run_python(*arguments):
 
 def weights(workdir, name="model"):
     model = keras.models.load_model(pathlib.Path(workdir) / f"{name}.keras")
-    optimizer = model.optimizer.variables
-    return {v.path: np.asarray(v) for v in [*model.variables, *optimizer]}
+    variables = [*model.variables, *model.optimizer.variables]
+    # Optimizers are numbered through in a process.
+    return {
+        re.sub(r"^sgd_\d+", "sgd", v.path): np.asarray(v) for v in variables
+    }
 
 
 def rows(workdir):
@@ -418,9 +424,11 @@ TUNED = [
     "data.load_datasets.image_size = 12",
     "data.load_datasets.train_split = 'train[:256]'",  # Four steps.
     "data.load_datasets.test_split = 'test[:128]'",
-    "train.budget = 20000",
+    "train.budget = 16500",
     "train.harden_to = 'strided'",
-    "train.harden_by = 'loss'",
+    "train.harden_by = 'training'",
+    "train.trials = 2",
+    "train.trial_epochs = 1",
     "train.num_epochs = 5",
     "train.finetune_epochs = 3",
 ]
@@ -476,7 +484,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     whole, learning, hardened, tuning = folders = [
         tmp_path / name for name in ("whole", "learning", "hardened", "tuning")
     ]
-    monkeypatch.setattr(hardening, "_FOLLOWED", 4)  # Each takes its time.
+    monkeypatch.setattr(rounding, "_FOLLOWED", 4)  # Each takes its time.
     # Hardened, of the second run and those without `restart`.
     begun = note_beginnings(monkeypatch, stops=(4, 8, 10))
     with monkeypatch.context() as patched:
@@ -487,9 +495,16 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert float(learned["resnet/pooling/smoothness"]) == 0
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["epochs"] == 5 and summary["pooling"] == []
-    assert summary["cost"]["macs"] <= 1.05 * 20_000
+    assert summary["cost"]["macs"] <= 1.05 * 16_500
     of_hardening = summary["hardened"]
     assert len(of_hardening["learned"]["pooling"]) == 2
+    tried = of_hardening["trials"]
+    assert len(tried) == 2 and [row["epochs"] for row in tried] == [1, 1]
+    assert tried[0]["strides"] != tried[1]["strides"]
+    best = min(tried, key=lambda row: row["loss"])
+    assert best["macs"] == summary["cost"]["macs"]
+    # A trial is what the first epoch of the network is.
+    assert best["loss"] == pytest.approx(rows(whole)[2]["loss"], rel=1e-5)
     after = rows(whole)[1]["val_accuracy"]
     assert of_hardening["learned"]["test_accuracy"] == pytest.approx(after)
     table = rows(whole)
@@ -497,7 +512,8 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert table[-1]["macs"] == summary["cost"]["macs"]
     # Its optimizer begins anew, too.
     assert table[2]["learning_rate"] == table[0]["learning_rate"]
-    assert f"strided, from {100 * after:.2f} % as learned" in out
+    assert "trial 2: strides " in out
+    assert f"the best of 2 in trials, from {100 * after:.2f} % as lea" in out
 
     # Hardened after two epochs, it goes on for as many more as are asked for.
     make_shorter(tuning / "config.gin")
@@ -505,9 +521,9 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
     assert status == 1 and "`finetune_epochs` must be 2 in" in err
 
     # Where it had been hardened already, nothing is measured again.
-    measured, measure = [], stage.training_loss
+    measured, measure = [], choosing.training_loss
     monkeypatch.setattr(
-        train,
+        choosing,
         "training_loss",
         lambda *args: lambda: measured.append(1) or measure(*args)(),
     )
@@ -525,7 +541,7 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
         np.testing.assert_array_equal(begun[3][path], value, path)
 
     # Without `restart` it goes on with what was learned.
-    monkeypatch.setattr(train, "change_by_hardening", lambda *args: {})
+    monkeypatch.setattr(ending, "_change", lambda *args: {})
     (hardened / "config.gin").unlink()
     for _ in range(2):
         assert run(hardened, data_dir, *TUNED)[0] == 130
@@ -540,31 +556,28 @@ def test_a_network_is_learned_hardened_and_tuned_though_interrupted(
 
 
 def test_losses_are_remembered(tmp_path):
-    shape = (8, 8, 1)
-    hard = functools.partial(DiffStride, smoothness_factor=0.0)
-    model = resnet.Resnet([2, 2], [1, 2], 10, pooling_cls=hard)
-    model.build((None, *shape))
-    *_, last = model.pooling_layers
     kept, new = tmp_path / "kept.jsonl", tmp_path / "new.jsonl"
 
-    def losses(values, strides, *paths):
+    def losses(values, sizes, *paths):
         measure = iter(values).__next__
-        loss = stage.remembered(measure, model, shape, *paths)
-        for stride in strides:
-            last.stride_weights.assign([stride, stride])
-            yield loss()
+        known = choosing.Losses(paths[0], "sizes", *paths[1:])
+        return [known([(8, 8), (np.int64(n), n)], measure) for n in sizes]
 
     measured = [0.1, math.nan, 1e305]
-    found = list(losses(measured, [1, 2, 4, 1], kept))
-    assert found == [0.1, math.inf, math.inf, 0.1]
+    assert losses(measured, [8, 4, 2, 8], kept) == [
+        0.1,
+        math.inf,
+        math.inf,
+        0.1,
+    ]
     # In another order, and with one more.
-    found = list(losses([9.0], [4, 1, 1.4, 2], new, kept))
+    found = losses([9.0], [2, 8, 6, 4], new, kept)
     assert found == [math.inf, 0.1, 9.0, math.inf]
     assert len(kept.read_text().splitlines()) == 3
-    assert list(losses([], [1.4, 1], new)) == [9.0, 0.1]
+    assert losses([], [6, 8], new) == [9.0, 0.1]
     new.write_text('{"loss": 0.5}\n')
     with pytest.raises(UserError, match="Remove it, and losses are measured"):
-        list(losses([], [1], new))
+        losses([], [8], new)
 
 
 def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
@@ -573,7 +586,7 @@ def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
     model.compile(loss="categorical_crossentropy")
     model.build((None, *datasets.image_shape))
     before = [np.array(variable) for variable in model.variables]
-    measure = stage.training_loss(model, datasets)
+    measure = choosing.training_loss(model, datasets)
     assert measure() == measure() > 0
     monkeypatch.setattr(model, "compute_loss", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -590,7 +603,7 @@ def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
         ("train.finetune_epochs = -1", "`finetune_epochs` must be less than"),
         ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),
         ("train.restart = True", "`restart` must be False with"),
-        ("train.harden_by = 'luck'", "`harden_by` must be 'size' or 'loss'"),
+        ("train.harden_by = 'luck'", "`harden_by` must be one of 'size', 'lo"),
         ("train.harden_by = 'loss'", "'size' unless `harden_to` is"),
     ],
 )
@@ -601,6 +614,23 @@ def test_what_a_network_is_led_to(
     status, _, err = main_here(workdir, data_dir, *TINY, *FEW, binding)
     assert status == 1 and message in err
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "numbers, message",
+    [
+        ({"trials": 0}, "`trials` must be at least 1. Received: trials=0"),
+        ({"trial_epochs": 0}, "`trial_epochs` must be from 1 to finetune_ep"),
+        ({"trial_epochs": 4}, "from 1 to finetune_epochs=3 with `harden_by="),
+    ],
+)
+def test_how_strides_are_tried(numbers, message):
+    good = ending.Hardening("pooled", 3, True, "training", 2, 3)
+    ending.check_hardening(good, 5)
+    bad = good._replace(**numbers)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ending.check_hardening(bad, 5)
+    ending.check_hardening(bad._replace(by="loss"), 5)  # Of no effect there.
 
 
 @pytest.mark.parametrize(
