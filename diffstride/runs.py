@@ -21,6 +21,7 @@ _LAYER = {
     **{"kind?": str, "ramp?": str, "smoothness_factor?": float},
     "expected?": [[float]],
 }
+_TRIAL = {"strides": [[float]], "macs": float, "epochs": float}
 _SUMMARY = {
     **{"test_accuracy": float, "seconds": float, "epochs?": float},
     **{"validation_accuracy?": float, "images_per_epoch?": float},
@@ -29,6 +30,7 @@ _SUMMARY = {
     "environment?": {"devices?": [str]},
     **{"axes?": [str], "steps?": [float]},
     "pooling?": [_LAYER],
+    "hardened?": {"trials?": [_TRIAL]},
 }
 _RUN = {
     **{"name": str, "settings": {"method?": str}, "gin_config?": str},

@@ -1,5 +1,6 @@
 """What a report says is what the runs say."""
 
+import itertools
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from made_up_runs import STRIDES, failed, grid, record
 
 import diffstride
 from diffstride.errors import UserError, run_reporting_errors
-from diffstride.report import figures, masks, page, style
+from diffstride.report import figures, masks, page, ranks, style
 from diffstride.report import strides as strides_figures
 from diffstride.report.__main__ import main
 from diffstride.report.study import shown, study
@@ -642,6 +643,59 @@ def test_fixed_strides_stand_in_the_budget_that_they_spend():
     ]
     assert rows[1][3] == "0.90 to 1.04"
     assert budget_table(study(made([90]))) is None
+
+
+def test_how_early_epochs_rank_strides():
+    accuracies = [90 + i for i in range(10)]
+    records = made([97], budget=1_000_000)  # It says which budget there is.
+    for i, accuracy in enumerate(accuracies):
+        each = made([accuracy], method="strided", strides=f"{i + 1},1,2,2")[0]
+        each["summary"]["cost"]["macs"] = 1e6
+        first, second = each["epochs"]
+        # Two that are next to each other change places; the others do not.
+        first |= {"loss": -i + 1.5 * (i == 3), "val_accuracy": 9 - i}
+        second |= {"loss": -i, "val_accuracy": i}
+        records.append(each)
+    # 1 - 6 * (1 + 1) / (10 * 99)
+    header, *rows = table(ranks.ranks_table(study(records)))
+    assert header[-2:] == ["epoch 1", "epoch 2"]
+    assert rows == [
+        ["1", "strided", "10", "training loss", "0.99", "1.00"],
+        ["1", "strided", "10", "validation accuracy", "-1.00", "1.00"],
+    ]
+    few = study(records[:-1])
+    assert ranks.ranks_table(few) is ranks.short_trainings_table(few) is None
+    assert ranks.ranks_table(study(made([90]))) is None
+
+
+def test_what_short_trainings_of_random_strides_reach():
+    records = made([97], budget=1_000_000)
+    accuracies = [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]
+    for i, accuracy in enumerate(accuracies):
+        each = made([accuracy], method="strided", strides=f"{i + 1},1,2,2")[0]
+        each["summary"]["cost"]["macs"] = 1e6
+        for row, loss in zip(each["epochs"], (i, -i), strict=True):
+            row["loss"] = loss
+        records.append(each)
+    _, first, second = table(ranks.short_trainings_table(study(records)))
+    # The best of 5 of 10: of all choices what is first, worst set first.
+    choices = list(itertools.combinations(accuracies, 5))
+    worst, best = (statistics.mean(map(f, choices)) for f in (min, max))
+    name = ["1", "strided", "10"]
+    assert first == [*name, "1", f"{worst:.2f} (3.0)", "90.00 (5.5)", ""]
+    assert second == [*name, "2", f"{best:.2f} (5.0)", "99.00 (10.0)", ""]
+
+
+def test_whether_methods_agree_on_strides():
+    records = []
+    for i in range(10):
+        strides = f"{i + 1},1,2,2"
+        records += made([80 + i, 82 + i], method="strided", strides=strides)
+        records += made([90 - i], method="spectral", strides=strides)
+        records += made([70], method="outer", strides="1,1,2,2")
+    rows = table(ranks.agreement_table(study(records)))[1:]
+    assert rows == [["strided", "spectral", "10", "-1.00"]]
+    assert ranks.agreement_table(study(records[:-4])) is None
 
 
 def test_layers_that_were_hardened_are_those_that_learned():

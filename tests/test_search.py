@@ -695,6 +695,10 @@ class TestOutcome:
         rows = [{"macs": 100}, {"macs": 60}]
         record = {"epochs": rows, "summary": {"images_per_epoch": 10}}
         assert outcome.training_macs(record) == 3 * 10 * 160
+        trials = [{"strides": [[1]], "loss": None, "macs": 7, "epochs": 2}] * 4
+        tried = {**record["summary"], "hardened": {"trials": trials}}
+        tried = outcome.training_macs({**record, "summary": tried})
+        assert tried == 3 * 10 * (160 + 4 * 2 * 7)
         record["summary"] = None
         assert outcome.training_macs(record) is None
         assert outcome.training_macs(record, images=5) == 3 * 5 * 160

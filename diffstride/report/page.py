@@ -9,7 +9,7 @@ from typing import Any
 from diffstride import files
 from diffstride.errors import UserError
 from diffstride.formatting import harmless
-from diffstride.report import tables
+from diffstride.report import ranks, tables
 from diffstride.report.study import (
     Study,
     axis_label,
@@ -186,6 +186,12 @@ def _tables(runs: Study) -> list[str]:
     ]
     if budgets := tables.budget_table(runs):
         parts += ["## Within a budget", budgets]
+    if early := ranks.ranks_table(runs):
+        parts += ["## How early the best strides show", early]
+    if short := ranks.short_trainings_table(runs):
+        parts += ["## Short trainings in the place of whole ones", short]
+    if agreement := ranks.agreement_table(runs):
+        parts += ["## Whether methods agree on strides", agreement]
     if hardened := tables.hardening_table(runs):
         parts += ["## Hardened", hardened]
     if expected := tables.expected_table(runs):
