@@ -10,7 +10,11 @@ import keras
 from diffstride import data, hosts
 from diffstride.choosing import Losses, Trials, loss_at_sizes
 from diffstride.cost import cost_of_calls
-from diffstride.errors import ConfigError, check_argument
+from diffstride.errors import (
+    ConfigError,
+    NonFiniteLossError,
+    check_argument,
+)
 from diffstride.hardening import TARGETS, harden
 from diffstride.profiling import pooling_states, profile
 from diffstride.stage import axes_of, tested
@@ -59,13 +63,12 @@ def check_hardening(hardening: Hardening, num_epochs: int) -> None:
         "'size' unless `harden_to` is 'strided' or 'pooled'",
         harden_by=repr(by),
     )
-    if by == "training":
-        check_argument(trials >= 1, "at least 1", trials=trials)
-        check_argument(
-            1 <= trial_epochs <= epochs,
-            f"from 1 to finetune_epochs={epochs} with `harden_by='training'`",
-            trial_epochs=trial_epochs,
-        )
+    check_argument(trials >= 1, "at least 1", trials=trials)
+    check_argument(
+        by != "training" or 1 <= trial_epochs <= epochs,
+        f"from 1 to finetune_epochs={epochs} with `harden_by='training'`",
+        trial_epochs=trial_epochs,
+    )
 
 
 def hardened(
@@ -103,18 +106,32 @@ def hardened(
         )
     # All have read what there is before the first writes.
     hosts.wait("choice of strides")
-    plain = harden(
-        *(model, hardening.to, datasets.image_shape),
-        macs=budget,
-        loss=loss,
-        trial=trial,
-        trials=hardening.trials,
-    )
+    keras.utils.set_random_seed(seed)  # Dropout draws when it is made.
+    try:
+        plain = harden(
+            *(model, hardening.to, datasets.image_shape),
+            macs=budget,
+            loss=loss,
+            trial=trial,
+            trials=hardening.trials,
+        )
+    except ValueError as error:
+        if trial and trial.rows and not any(map(_is_finite, trial.rows)):
+            raise NonFiniteLossError(
+                f"All {len(trial.rows)} trials of integer strides diverged. "
+                "Try a lower learning rate in another --workdir; what was "
+                "learned is kept."
+            ) from error
+        raise
     compiled(plain)
     change = _change(hardening.to, model, plain, datasets)
     if trial is not None:
         change["trials"] = trial.rows
     return readied(plain), change
+
+
+def _is_finite(trial: dict[str, Any]) -> bool:
+    return trial["loss"] is not None
 
 
 def _readied(
@@ -131,7 +148,8 @@ def _readied(
     if new_weights_from is not None:
         keras.utils.set_random_seed(new_weights_from)
         return compiled(rebuilt(plain, "train"))
-    compiled(plain)
+    if not plain.compiled:
+        compiled(plain)
     steps = keras.ops.copy(source.optimizer.iterations)
     plain.optimizer.iterations.assign(steps)
     return plain

@@ -133,7 +133,7 @@ def harden(
     else:
         folded = folded_strides(model, to, calls)
         plain = partial(_plain, model, to, folded=folded)
-        plans = integer_plans(calls)
+        plans = integer_plans(calls, number=max(16, trials))
         if macs is not None:
             plans = plans_within(
                 macs,

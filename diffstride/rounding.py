@@ -173,7 +173,7 @@ def _plans_around(
     found: dict[tuple, tuple[float, float, Plan]] = {}
     factor, low, high = 1.0, 0.0, math.inf
     for _ in range(_ATTEMPTS):
-        shares = []
+        shares, known = [], len(found)
         for plan in integer_plans(calls, factor, number):
             key = tuple(step.strides for step in plan.values())
             if key not in found:
@@ -186,7 +186,7 @@ def _plans_around(
             _LEAST_SHARE <= share <= _MOST_SHARE
             for _, share, _ in found.values()
         )
-        if using >= least_number:
+        if using >= least_number or using and len(found) == known:
             break
         if np.median(shares) > 1:
             high = factor
@@ -228,7 +228,7 @@ def best_in_trials(
     trial: Callable[[keras.Model, list[tuple]], float] | None,
 ) -> Plan:
     """The first plan, or that of the network which is best in a trial."""
-    if trial is None:
+    if trial is None or len(plans) == 1:
         return plans[0]
     results = [
         _finite(trial(plain(plan), [step.strides for step in plan.values()]))

@@ -21,7 +21,7 @@ _LAYER = {
     **{"kind?": str, "ramp?": str, "smoothness_factor?": float},
     "expected?": [[float]],
 }
-_TRIAL = {"strides": [[float]], "macs": float, "epochs": float}
+_TRIAL = {"strides": [[float]], "macs": float, "epochs": int}
 _SUMMARY = {
     **{"test_accuracy": float, "seconds": float, "epochs?": float},
     **{"validation_accuracy?": float, "images_per_epoch?": float},

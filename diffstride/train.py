@@ -166,7 +166,8 @@ def train(
             datasets.image_shape,
         )
         if harden_to:  # What cannot be done is to be known before training.
-            harden(model, harden_to, datasets.image_shape, verbose=False)
+            shape = datasets.image_shape
+            harden(model, harden_to, shape, verbose=False, trials=trials)
     logging.info("%s: %d parameters", model.name, model.count_params())
 
     root = files.make_folder(workdir, "`workdir`")

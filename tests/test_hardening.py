@@ -322,7 +322,14 @@ def test_integer_strides_may_be_chosen_by_trials():
         assert last == tuple(size)
     # Without a trial it is the first of them.
     first, *_ = (macs for macs, *_ in tried)
-    assert chosen(macs_last, 1) == first and len(tried) == 1
+    assert chosen(macs_last, 1) == first and not tried  # It is known.
+    # A loss orders them.
+    orders = []
+    for step in (1, -1):
+        losses = iter(range(0, 1000 * step, step)).__next__
+        chosen(macs_last, 3, losses)
+        orders.append([str(strides) for _, strides, _ in tried])
+    assert len(orders[0]) == len(orders[1]) == 3 and orders[0] != orders[1]
     # One that diverges is not taken, whatever it costs.
     macs = chosen(lambda *of: (macs_last(*of), np.nan)[len(tried) < 2], 2)
     assert macs == tried[1][0] != tried[0][0]

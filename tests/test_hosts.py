@@ -103,6 +103,9 @@ def test_two_processes_harden_as_one_does(tmp_path):
         "train.num_epochs = 3",
         "train.budget = 400000",
         "train.harden_to = 'pooled'",
+        "train.harden_by = 'training'",
+        "train.trials = 2",
+        "train.trial_epochs = 1",
         "train.finetune_epochs = 1",
     ]
     for processes in (1, 2):

@@ -580,6 +580,63 @@ def test_losses_are_remembered(tmp_path):
         losses([], [8], new)
 
 
+def test_trials_are_gone_on_with(data_dir, tmp_path, monkeypatch):
+    datasets = load_datasets("digits", batch_size=512, data_dir=data_dir)
+    path, seen = tmp_path / "trials.jsonl", []
+
+    def readied(plain):
+        seen.append(plain)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        plain.compile("sgd", "categorical_crossentropy")
+        return plain
+
+    def trials():
+        known = choosing.Losses(path, "strides")
+        return choosing.Trials(readied, datasets, 3, 2, 0, known)
+
+    def plain(stride):
+        keras.utils.set_random_seed(0)
+        conv = keras.layers.Conv2D(4, 3, stride)
+        shape = keras.Input(datasets.image_shape)
+        head = [keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+        return keras.Sequential([shape, conv, *head])
+
+    both = [(plain(stride), [(stride, stride)]) for stride in (1, 2)]
+    first = trials()
+    known = first(*both[0])
+    drawn = keras.random.uniform((2,))
+    with pytest.raises(KeyboardInterrupt):
+        first(*both[1])
+    again = trials()
+    assert again(*both[0]) == known and len(seen) == 2
+    np.testing.assert_array_equal(drawn, keras.random.uniform((2,)))
+    loss = again(*both[1])
+    assert [row["loss"] for row in again.rows] == [known, loss]
+    assert [row["strides"] for row in again.rows] == [[[1, 1]], [[2, 2]]]
+    assert again.rows[0]["macs"] > again.rows[1]["macs"]
+    # The mean of the second epoch, that of these images alone.
+    fitted = plain(2)
+    fitted.compile("sgd", "categorical_crossentropy")
+    steps = datasets.steps_per_epoch
+    fits = [
+        fitted.fit(
+            datasets.epochs(epoch, epoch + 1),
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,
+        )
+        for epoch in (3, 4)
+    ]
+    assert loss == pytest.approx(fits[1].history["loss"][0], rel=1e-5)
+    # One that diverges.
+    wild = plain(3)
+    wild.set_weights([weight * np.nan for weight in wild.get_weights()])
+    assert again(wild, [(3, 3)]) == math.inf
+    assert again.rows[-1]["loss"] is None
+    assert len(path.read_text().splitlines()) == 3
+
+
 def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
     datasets = load_datasets("digits", batch_size=64, data_dir=data_dir)
     model = resnet.Resnet([2, 2], [1, 2], 10, pooling_cls=DiffStride)
@@ -620,6 +677,7 @@ def test_what_a_network_is_led_to(
     "numbers, message",
     [
         ({"trials": 0}, "`trials` must be at least 1. Received: trials=0"),
+        ({"trials": 0, "by": "loss"}, "`trials` must be at least 1. Received"),
         ({"trial_epochs": 0}, "`trial_epochs` must be from 1 to finetune_ep"),
         ({"trial_epochs": 4}, "from 1 to finetune_epochs=3 with `harden_by="),
     ],
@@ -630,7 +688,8 @@ def test_how_strides_are_tried(numbers, message):
     bad = good._replace(**numbers)
     with pytest.raises(ConfigError, match=re.escape(message)):
         ending.check_hardening(bad, 5)
-    ending.check_hardening(bad._replace(by="loss"), 5)  # Of no effect there.
+    if "trial_epochs" in numbers:  # Of no effect there.
+        ending.check_hardening(bad._replace(by="loss"), 5)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import math
 import pandas as pd
 
 from diffstride.formatting import markdown
-from diffstride.report.study import Study, grouped, method_label
+from diffstride.report.study import (
+    MISSING,
+    Study,
+    axis_label,
+    grouped,
+    method_label,
+)
 from diffstride.settings import BUDGET, STRIDES
 
 _LEAST_SETS = 10  # Of fewer a correlation of ranks says little.
@@ -19,28 +25,32 @@ def ranks_table(study: Study) -> str | None:
     """How well early epochs rank the sets of strides within a budget.
 
     Of each epoch the correlation of what is measured there with the test
-    accuracy in the end. `None` where no method has enough runs of one network
+    accuracy in the end. `None` where no method has enough sets of fixed strides
     within a budget.
     """
     found = []
-    for name, accuracies, epochs in _fixed_within(study):
+    epochs: set[int] = set()
+    for names, runs in _fixed_within(study):
+        accuracies = _means(runs, "accuracy").rank()
         for key, measure in _MEASURES.items():
-            by_epoch = _by_epoch(epochs, key).dropna(axis=1)
-            if not by_epoch.empty:
-                ranks = (by_epoch * (-1 if key == "loss" else 1)).rank()
-                correlations = ranks.corrwith(accuracies.rank())
-                cells = map("{:.2f}".format, correlations)
-                found.append([*name, measure, *cells])
+            measured = _by_epoch(runs, key)
+            ranks = (measured * (-1 if key == "loss" else 1)).rank()
+            cells = ranks.corrwith(accuracies).dropna().map("{:.2f}".format)
+            if len(cells):
+                found.append(([*names, measure], cells))
+                epochs.update(cells.index)
     if not found:
         return None
-    header = ["budget, M", "method", "runs", "ranked by"]
-    most = max(map(len, found)) - len(header)
-    header += [f"epoch {epoch + 1}" for epoch in range(most)]
-    table = [row + [""] * (len(header) - len(row)) for row in found]
+    columns = sorted(epochs)
+    table = [
+        [*names, *(cells.get(epoch, MISSING) for epoch in columns)]
+        for names, cells in found
+    ]
+    header = [*_header(study), "ranked by", *(f"epoch {n}" for n in columns)]
     return markdown(header, table) + (
         f"\n\n{_SPEARMAN}, over sets of strides within a budget: of what an "
-        "epoch of training shows with the test accuracy in the end. Of losses "
-        "the lower is the better one."
+        "epoch of training shows with the test accuracy in the end, means over "
+        "seeds. Of losses the lower is the better one."
     )
 
 
@@ -48,31 +58,30 @@ def short_trainings_table(study: Study) -> str | None:
     """What a search at random reaches that trains most sets for some epochs.
 
     Those with the least training loss there are trained to the end. `None`
-    where `ranks_table` is.
+    where there are no such sets as `ranks_table` needs, or they tell no loss.
     """
     table = []
-    for name, accuracies, epochs in _fixed_within(study):
-        losses = _by_epoch(epochs, "loss").dropna(axis=1)
-        last = len(losses.columns)
-        for epoch in range(last):
-            ranked = accuracies[losses[epoch].sort_values(kind="stable").index]
-            share = (epoch + 1) / last
+    for names, runs in _fixed_within(study):
+        accuracies, losses = _means(runs, "accuracy"), _by_epoch(runs, "loss")
+        for epoch, loss in losses.items():
+            ranked = accuracies[loss.sort_values(kind="stable").index]
+            share = epoch / losses.columns[-1]
             cells = [
                 f"{_expected(ranked, count):.2f} "
                 f"({count * share + 1 - share:.1f})"
                 if count <= len(ranked)
-                else ""
+                else MISSING
                 for count in _COUNTS
             ]
-            table.append([*name, str(epoch + 1), *cells])
+            table.append([*names, str(epoch), *cells])
     if not table:
         return None
-    header = ["budget, M", "method", "runs", "epochs of each"]
+    header = [*_header(study), "epochs of each"]
     header += [f"of {count} sets, %" for count in _COUNTS]
     return markdown(header, table) + (
         "\n\nTest accuracy that is expected of the set with the least training "
         "loss after so many epochs, which alone is trained to the end, over "
-        "all orders of the runs; in parentheses what that costs, in whole "
+        "all orders of the sets; in parentheses what that costs, in whole "
         "trainings."
     )
 
@@ -80,56 +89,90 @@ def short_trainings_table(study: Study) -> str | None:
 def agreement_table(study: Study) -> str | None:
     """Whether methods agree on which strides are best.
 
-    `None` if no two were run with enough sets of the same strides.
+    Settings that both have are the same. `None` if no two methods were run with
+    enough sets of the same fixed strides.
     """
-    runs = study.runs[_fixed(study)]
+    others = _others(study)
+    runs = _fixed(study)
     table = []
-    for one, other in itertools.combinations(study.methods, 2):
-        means = [
-            runs[runs["method"] == method].groupby(STRIDES)["accuracy"].mean()
-            for method in (one, other)
-        ]
-        both = pd.concat(means, axis=1, join="inner")
-        if len(both) >= _LEAST_SETS:
-            correlation = both.rank().corr().iloc[0, 1]
-            names = method_label(one), method_label(other)
-            table.append([*names, str(len(both)), f"{correlation:.2f}"])
+    for pair in itertools.combinations(study.methods, 2):
+        both = [axis for axis in others if {*pair} <= {*study.given(axis)}]
+        one, other = (
+            runs[runs["method"] == method]
+            .groupby([*both, STRIDES])["accuracy"]
+            .mean()
+            for method in pair
+        )
+        together = pd.concat([one, other], axis=1, join="inner")
+        parts = together.groupby(both) if both else [((), together)]
+        for values, part in parts:
+            if len(part) >= _LEAST_SETS:
+                given = dict(zip(both, map(str, values), strict=True))
+                correlation = part.rank().corr().iloc[0, 1]
+                table.append(
+                    [
+                        *(given.get(axis, MISSING) for axis in others),
+                        *map(method_label, pair),
+                        *(str(len(part)), f"{correlation:.2f}"),
+                    ]
+                )
     if not table:
         return None
-    header = ["method", "and", "sets", "correlation"]
+    header = [*map(axis_label, others), "method", "and", "sets", "correlation"]
     return markdown(header, table) + (
         f"\n\n{_SPEARMAN}, over sets of the same fixed strides: of the two "
-        "methods' test accuracies, whatever they cost."
+        "methods' test accuracies, means over seeds, whatever they cost."
     )
 
 
-def _fixed(study: Study) -> list[bool]:
-    return [not each["summary"].get("hardened") for each in study.ended]
+def _others(study: Study) -> list[str]:
+    return [axis for axis in study.others(STRIDES) if axis != BUDGET]
 
 
-def _fixed_within(study: Study) -> list[tuple]:
-    """Of each budget and method the names, accuracies and epochs of its runs.
+def _header(study: Study) -> list[str]:
+    return ["budget, M", *map(axis_label, _others(study)), "method", "sets"]
 
-    Of runs of one network, where they are enough.
+
+def _fixed(study: Study) -> pd.DataFrame:
+    """The runs of networks whose strides stayed as they were given."""
+    learned = study.runs["learned"].map(bool) | study.runs["hardened"].notna()
+    return study.runs[~learned]
+
+
+def _fixed_within(study: Study) -> list[tuple[list[str], pd.DataFrame]]:
+    """Runs of each budget, method and all else, where their sets are enough.
+
+    And what they are called, as `_header` says.
     """
     if BUDGET not in study.settings:
         return []
-    within = study.runs[_fixed(study)]
-    within = within[within[BUDGET].notna()].sort_values(BUDGET, kind="stable")
-    return [
-        (
-            (f"{budget / 1e6:g}", method_label(method), str(len(runs))),
-            runs["accuracy"],
-            {run: study.ended[run]["epochs"] for run in runs.index},
-        )
-        for (budget, method), runs in grouped(within, [BUDGET, "method"])
-        if len(runs) >= _LEAST_SETS
+    others = _others(study)
+    runs = _fixed(study)
+    within = runs[runs[BUDGET].notna()].fillna(dict.fromkeys(others, MISSING))
+    found = []
+    for (budget, *values, method), some in grouped(
+        within.sort_values([BUDGET, *others], kind="stable"),
+        [BUDGET, *others, "method"],
+    ):
+        sets = some[STRIDES].nunique()
+        if sets >= _LEAST_SETS:
+            names = [f"{budget / 1e6:g}", *map(str, values)]
+            found.append(([*names, method_label(method), str(sets)], some))
+    return found
+
+
+def _means(runs: pd.DataFrame, key: str) -> pd.Series:
+    return runs.groupby(STRIDES, sort=False)[key].mean()
+
+
+def _by_epoch(runs: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Of each set what the epochs show, those that all of its runs have."""
+    rows = [
+        {row["epoch"]: row.get(key) for row in rows} for rows in runs["rows"]
     ]
-
-
-def _by_epoch(epochs: dict[int, list], key: str) -> pd.DataFrame:
-    rows = [[row.get(key) for row in rows] for rows in epochs.values()]
-    return pd.DataFrame(rows, list(epochs), dtype=float)
+    table = pd.DataFrame(rows, runs[STRIDES], dtype=float)
+    table = table.dropna(how="all").dropna(axis=1).sort_index(axis=1)
+    return table.groupby(level=0, sort=False).mean()
 
 
 def _expected(ranked: pd.Series, count: int) -> float:

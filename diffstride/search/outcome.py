@@ -74,13 +74,13 @@ def training_macs(
     """Counts the multiply-accumulates that training spent, of any run.
 
     Strides that are learned move: each epoch counts at the multiply-accumulates
-    of its end. So do the short trainings by which a run chose integer strides.
+    of its end. Short trainings by which integer strides were chosen count, too.
     `images` are those of an epoch, where the record does not tell.
     """
     summary = record.get("summary") or {}
     images = summary.get("images_per_epoch") or images
     macs = [row.get("macs") for row in record["epochs"]]
-    for trial in (summary.get("hardened") or {}).get("trials", ()):
+    for trial in (summary.get("hardened") or {}).get("trials") or ():
         macs += [trial["macs"]] * trial["epochs"]
     if not images or None in macs:
         return None
