@@ -53,6 +53,7 @@ for epoch in range(len(rows) + 1, 4):
     while (folder / f"wait_{epoch}").exists():
         time.sleep(0.01)
     row = {"epoch": epoch, "val_accuracy": last * epoch / 3, "macs": 1}
+    row["loss"] = (1 - last) / epoch
     rows.append(json.dumps(row))
     beside = workdir / "beside"
     beside.write_text("\\n".join(rows) + "\\n")
@@ -404,11 +405,12 @@ class TestSearch:
         assert records()[:6] == before and len(started()) == 8
         assert "mean over all orders" in told
 
+    @pytest.mark.parametrize("how", ["--pruner=median", "--short_epochs=2"])
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_stopped_anywhere_it_ends_as_if_it_were_not(
-        self, jobs, python, monkeypatch
+        self, jobs, how, python, monkeypatch
     ):
-        more = ["--pruner=median", f"--jobs={jobs}", "--trials=8"]
+        more = [how, f"--jobs={jobs}", "--trials=8"]
         if jobs == 1:
             assert main(arguments(*more, folder="whole")) == 0
         calls = itertools.count()
@@ -437,7 +439,13 @@ class TestSearch:
                 [r["epochs"] for r in records("whole")]
             )
         finished = [r for r in records() if r["summary"]]
-        assert len(records()) == 8 and len(finished) >= 5
+        assert len(records()) == 8
+        if how == "--short_epochs=2":
+            (best,) = finished
+            accuracies = [last_accuracy(strides_of(r)) for r in records()]
+            assert last_accuracy(strides_of(best)) == max(accuracies)
+        else:
+            assert len(finished) >= 5
         # The same trial, in the same folder, until it had ended.
         assert {*started()} == {row["name"] for row in records()}
 
@@ -496,6 +504,69 @@ class TestSearch:
             f"{pruned[0]['name']}, " in out and "given up after epoch 1" in out
         )
         assert len(read_runs(["runs.jsonl"])) == 10
+
+    def test_short_trainings_and_one_to_the_end(self, python, capsys):
+        pathlib.Path("runs").mkdir()
+        pathlib.Path("runs/slow").touch()
+        more = ["--short_epochs=1", "--sampler=random"]
+        assert main(arguments(*more)) == 0
+        rows, out = records(), capsys.readouterr().out
+        (best,) = [row for row in rows if row["summary"]]
+        last = [last_accuracy(strides_of(row)) for row in rows]
+        assert last_accuracy(strides_of(best)) == max(last)
+        assert [len(row["epochs"]) for row in rows if row != best] == [1] * 5
+        assert len(best["epochs"]) == 3
+        workdir = pathlib.Path("runs", best["name"])
+        assert (workdir / "log.txt").exists()
+        # It went on; nothing else was begun twice.
+        assert sorted(started()) == sorted(
+            [*(row["name"] for row in rows), best["name"]]
+        )
+        assert out.count("training loss ") == 6 and "after 1 epochs" in out
+        lines = out.split("best of the first")[1].splitlines()
+        macs = [7200 // math.prod(strides_of(row)) for row in rows]
+        spent = 3 * 10 * (sum(macs) + 2 * best["summary"]["cost"]["macs"])
+        assert lines[-1].split()[0] == "6"
+        assert " ".join(lines[-1].split()[5:]) == f"{spent / 1e3:.1f} k"
+        # Told again, and with more trials, of which one may be better.
+        assert main(arguments(*more)) == 0
+        assert records() == rows and len(started()) == 7
+        assert main(arguments(*more, "--trials=12")) == 0
+        assert records()[:6] == rows or len(started()) == 7 + 6 + 1
+        finished = [row for row in records() if row["summary"]]
+        last = [last_accuracy(strides_of(row)) for row in records()]
+        assert max(last) in [last_accuracy(strides_of(r)) for r in finished]
+
+    def test_one_that_went_on_and_failed(self, python, capsys):
+        pathlib.Path("runs").mkdir()
+        pathlib.Path("runs/slow").touch()
+        more = ["--short_epochs=2", "--sampler=random", "--trials=3"]
+        assert main(arguments(*more, folder="other")) == 0
+        (best,) = [row for row in records("other") if row["summary"]]
+
+        def fail(study, _promote=Study.promote):
+            pathlib.Path("runs/fails").write_text(best["name"])
+            return _promote(study)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Study, "promote", fail)
+            assert main(arguments(*more)) == 1
+        assert "Loss is nan" in capsys.readouterr().out
+        pathlib.Path("runs/fails").unlink()
+        assert main(arguments(*more)) == 0
+        (again,) = [row for row in records() if row["summary"]]
+        assert again["name"] == best["name"]
+
+    @pytest.mark.parametrize(
+        "more, message",
+        [
+            (["--short_epochs=0"], "--short_epochs must be at least 1"),
+            (["--short_epochs=2", "--pruner=median"], "--pruner must be none"),
+        ],
+    )
+    def test_short_trainings_that_cannot_be(self, more, message, python):
+        with pytest.raises(UserError, match=message):
+            main(arguments(*more))
 
     def test_a_table_gives_what_training_gives(self, python, capsys):
         make_table("all.jsonl")

@@ -180,8 +180,18 @@ def _options(args: argparse.Namespace) -> Options:
             "--search_seed must be from 0 to 2**31 - 1. Received: "
             f"{args.search_seed}"
         )
+    if args.short_epochs is not None and args.short_epochs < 1:
+        raise UserError(
+            f"--short_epochs must be at least 1. Received: {args.short_epochs}"
+        )
+    if args.short_epochs and args.pruner != "none":
+        raise UserError(
+            "--pruner must be none with --short_epochs, which gives up all "
+            f"trials but one. Received: --pruner={args.pruner}"
+        )
     return Options(
-        args.sampler, args.pruner, args.search_seed, args.budget, args.at_least
+        *(args.sampler, args.pruner, args.search_seed),
+        *(args.budget, args.at_least, args.short_epochs),
     )
 
 
@@ -229,6 +239,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--trials", type=int, default=20, help="runs that train; default 20")
     add("--sampler", choices=SAMPLERS, default="tpe")
     add("--pruner", choices=PRUNERS, default="none", help="gives up bad runs")
+    add(
+        "--short_epochs",
+        type=int,
+        help="epochs that each trial trains for; the one with the least "
+        "training loss alone goes on to the end",
+    )
     add("--search_seed", type=int, default=0, help="seed of the sampler")
     add("--select", choices=SELECT, default="validation", help="by what")
     add(

@@ -15,7 +15,8 @@ from diffstride.files import read_lines, replace_lines, writing
 
 _EVENT = {
     **{"search?": dict, "trial?": int, "settings?": dict},
-    **{"epoch?": int, "accuracy?": float, "state?": str},
+    **{"epoch?": int, "accuracy?": float, "loss?": float},
+    "state?": str,
 }
 
 

@@ -163,7 +163,11 @@ class Search:
                     is_exhausted = trial is None
                     active += [trial] if trial else []
                 elif not active:
-                    return self._errors
+                    promoted = self.study.promote()
+                    if promoted is None:
+                        self._write_output()  # It may have been stopped before.
+                        return self._errors
+                    active.append(promoted)
                 elif not ended:
                     machines.wait(POLL_SECONDS)
         finally:
@@ -193,7 +197,7 @@ class Search:
         state, record = self.answers.look(trial)
         for row in record["epochs"][len(trial.accuracies) :] if record else []:
             if not trial.is_given_up:
-                self.study.report(trial, row["val_accuracy"])
+                self.study.report(trial, row["val_accuracy"], row.get("loss"))
         if trial.is_given_up:
             self._give_up(trial, process)
             return True
@@ -226,6 +230,9 @@ class Search:
         start += f"{human(trial.cost.macs)} MACs: "
         if trial.state == "failed":
             return start + f"failed: {self._errors[trial.run.name]}"
+        if trial.state == "pruned" and trial.losses:
+            epochs = f"after {len(trial.losses)} epochs"
+            return start + f"training loss {trial.losses[-1]:.4f} {epochs}"
         if trial.state == "pruned":
             return start + f"given up after epoch {len(trial.accuracies)}"
         accuracies = f"test {100 * trial.test:.2f} %"

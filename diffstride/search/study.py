@@ -44,6 +44,8 @@ class Options(NamedTuple):
         seed: seed of the sampler.
         budget: most multiply-accumulates that a candidate may have.
         at_least: fewest of them.
+        short_epochs: epochs that each candidate trains for, all but the one
+            with the least training loss then; `None` for whole runs.
     """
 
     sampler: str = "tpe"
@@ -51,6 +53,7 @@ class Options(NamedTuple):
     seed: int = 0
     budget: float = math.inf
     at_least: float = 0.0
+    short_epochs: int | None = None
 
 
 @dataclasses.dataclass
@@ -63,7 +66,9 @@ class Trial:
         cost: what it costs.
         asked: what Optuna knows it as.
         accuracies: what it was reported to reach, epoch by epoch.
-        is_given_up: whether the pruner has had enough.
+        losses: training losses of these epochs, if they are what counts.
+        is_given_up: whether the pruner, or a short training, has had enough.
+        is_promoted: whether it was chosen to train to the end after all.
         state: `"running"`, `"finished"`, `"pruned"` or `"failed"`.
         validation: accuracy by which trials are compared, once finished.
         test: accuracy on the test split, once finished.
@@ -74,7 +79,9 @@ class Trial:
     cost: Cost
     asked: Any
     accuracies: list[float] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
     is_given_up: bool = False
+    is_promoted: bool = False
     state: str = "running"
     validation: float | None = None
     test: float | None = None
@@ -174,15 +181,48 @@ class Study:
                 )
         return None
 
-    def report(self, trial: Trial, accuracy: float) -> None:
-        """Takes note of the accuracy after the next epoch of a trial."""
+    def report(
+        self, trial: Trial, accuracy: float, loss: float | None = None
+    ) -> None:
+        """Takes note of what the next epoch of a trial has reached.
+
+        Args:
+            trial: one that runs.
+            accuracy: what trials are compared by.
+            loss: the training loss, needed for short trainings.
+        """
         epoch = len(trial.accuracies) + 1
-        self._write(trial, epoch=epoch, accuracy=accuracy)
+        event = {"epoch": epoch, "accuracy": accuracy}
+        short = self._options.short_epochs
+        if short is not None:
+            event["loss"] = loss
+            trial.losses.append(math.inf if loss is None else loss)
+        self._write(trial, **event)
         trial.accuracies.append(accuracy)
+        if trial.is_promoted:
+            return
         trial.asked.report(accuracy, epoch)
         # Whole runs are not given up.
         if epoch < trial.cost.epochs:
-            trial.is_given_up = trial.asked.should_prune()
+            trial.is_given_up = epoch == short or trial.asked.should_prune()
+
+    def promote(self) -> Trial | None:
+        """Returns the trial that is to go on after its short training.
+
+        It has the least training loss there. `None` if it has gone on already,
+        or trainings are whole.
+        """
+        short = self._options.short_epochs
+        trained = [t for t in self.trials if short and len(t.losses) >= short]
+        if not trained:
+            return None
+        best = min(trained, key=lambda trial: trial.losses[short - 1])
+        if best.state != "pruned":
+            return None
+        self._write(best, state="promoted")
+        best.state = "running"
+        best.is_given_up, best.is_promoted = False, True
+        return best
 
     def finish(self, trial: Trial, validation: float, test: float) -> None:
         """Takes note of what a whole run has reached."""
@@ -190,7 +230,8 @@ class Study:
         self._write(trial, state="finished", **values)
         trial.state = "finished"
         trial.validation, trial.test = validation, test
-        self._study.tell(trial.asked, validation)
+        if not trial.is_promoted:
+            self._study.tell(trial.asked, validation)
 
     def prune(self, trial: Trial) -> None:
         """Takes note of a trial that was given up."""
@@ -205,7 +246,8 @@ class Study:
         runs, and so it may end well then.
         """
         trial.state = "failed"
-        self._study.tell(trial.asked, state=self._states.FAIL)
+        if not trial.is_promoted:
+            self._study.tell(trial.asked, state=self._states.FAIL)
 
     def _is_within(self, macs: int, asked: Any) -> bool:
         """Whether a candidate is within the bounds, which TPE learns."""
@@ -247,8 +289,10 @@ class Study:
             self.finish(trial, event["accuracy"], event["test"])
         elif event.get("state") == "pruned":
             self.prune(trial)
+        elif event.get("state") == "promoted":
+            self.promote()
         else:
-            self.report(trial, event["accuracy"])
+            self.report(trial, event["accuracy"], event.get("loss"))
 
 
 def import_optuna() -> Any:
