@@ -179,13 +179,8 @@ class Trials:
         keras.utils.set_random_seed(self._seed)
         network = self._readied(plain)
         first, last = self._first_epoch, self._first_epoch + self._epochs
-        datasets = self._datasets
-        history = datasets.reading()(network.fit)(
-            hosts.share(datasets).epochs(first, last),
-            initial_epoch=first,
-            epochs=last,
-            steps_per_epoch=datasets.steps_per_epoch,
-            shuffle=False,  # The data set is shuffled.
+        history = hosts.fit(
+            *(network, self._datasets, first, last),
             verbose=0,
             callbacks=[keras.callbacks.TerminateOnNaN()],
         )

@@ -21,6 +21,7 @@ from diffstride.profiling import (
 )
 from diffstride.residual import ResidualLayer, ResnetBlock
 from diffstride.rounding import (
+    PLANS,
     Plan,
     best_in_trials,
     by_loss,
@@ -133,8 +134,9 @@ def harden(
     else:
         folded = folded_strides(model, to, calls)
         plain = partial(_plain, model, to, folded=folded)
-        plans = integer_plans(calls, number=max(16, trials))
-        if macs is not None:
+        if macs is None:
+            plans = integer_plans(calls, number=max(PLANS, trials))
+        else:
             plans = plans_within(
                 macs,
                 lambda plan: model_cost(plain(plan), shape).macs,

@@ -166,6 +166,32 @@ def share(datasets: Any) -> Any:
     return datasets.share(index(), count())
 
 
+def fit(
+    model: keras.Model,
+    datasets: Any,
+    first_epoch: int,
+    last_epoch: int,
+    **arguments: Any,
+) -> keras.callbacks.History:
+    """Trains a compiled model from one epoch to another, by all processes.
+
+    Args:
+        model: a compiled model.
+        datasets: `Datasets`.
+        first_epoch: number of epochs done.
+        last_epoch: number of epochs to have done in the end.
+        **arguments: further arguments of `fit`.
+    """
+    return datasets.reading()(model.fit)(
+        share(datasets).epochs(first_epoch, last_epoch),
+        initial_epoch=first_epoch,
+        epochs=last_epoch,
+        steps_per_epoch=datasets.steps_per_epoch,
+        shuffle=False,  # The data set is shuffled.
+        **arguments,
+    )
+
+
 def _own_rows(*batch: Any) -> Any:
     """The rows of this process, of as many as devices can share evenly."""
     own = _rows(*batch) // _devices() * (_devices() // count())

@@ -19,7 +19,7 @@ from diffstride.profiling import (
 )
 from diffstride.strided import BaseLearnedPooling
 
-_PLANS = 16  # Of integer strides, how many are followed and tried.
+PLANS = 16  # Of integer strides, how many are followed and tried.
 # Where they are chosen by a loss: how many are followed, and how many of them
 # are measured.
 _FOLLOWED, _MEASURED = 64, 32
@@ -61,7 +61,7 @@ def spectral_plan(calls: Sequence[Call]) -> Plan:
 
 
 def integer_plans(
-    calls: Sequence[Call], shrink: float = 1.0, number: int = 16
+    calls: Sequence[Call], shrink: float = 1.0, number: int = PLANS
 ) -> list[Plan]:
     """Integer strides whose sizes are close to the learned ones, best first.
 
@@ -132,7 +132,7 @@ def plans_within(
     """
     found = _plans_around(
         calls,
-        _FOLLOWED if many else _PLANS,
+        _FOLLOWED if many else PLANS,
         lambda plan: macs_of(plan) / macs,
         least_number,
     )
@@ -149,7 +149,7 @@ def plans_within(
     least = _LEAST_SHARE if most >= _LEAST_SHARE else 0.9 * most
     within.sort(key=lambda each: -min(each[1], least))  # Stable.
     using = sum(share >= least for _, share, _ in within)
-    number = min(max(using, least_number), max(_MEASURED, least_number))
+    number = max(min(using, _MEASURED), least_number)
     return [plan for *_, plan in within[:number]]
 
 

@@ -98,13 +98,9 @@ class Stage:
             steps.insert(0, hosts.Validation(validation))
             validation = None
         if first_epoch < last_epoch:
-            datasets.reading()(model.fit)(
-                hosts.share(datasets).epochs(first_epoch, last_epoch),
+            hosts.fit(
+                *(model, datasets, first_epoch, last_epoch),
                 validation_data=validation,
-                initial_epoch=first_epoch,
-                epochs=last_epoch,
-                steps_per_epoch=datasets.steps_per_epoch,
-                shuffle=False,  # The data set is shuffled.
                 verbose=_verbosity(),
                 callbacks=steps,
             )

@@ -184,22 +184,21 @@ def _tables(runs: Study) -> list[str]:
         f"pooling layer in depth order ({axes}, one number where they agree), "
         "means over seeds.",
     ]
-    if budgets := tables.budget_table(runs):
-        parts += ["## Within a budget", budgets]
-    if early := ranks.ranks_table(runs):
-        parts += ["## How early the best strides show", early]
-    if short := ranks.short_trainings_table(runs):
-        parts += ["## Short trainings in the place of whole ones", short]
-    if agreement := ranks.agreement_table(runs):
-        parts += ["## Whether methods agree on strides", agreement]
-    if hardened := tables.hardening_table(runs):
-        parts += ["## Hardened", hardened]
-    if expected := tables.expected_table(runs):
-        parts += ["## Strides that were expected", expected]
-    if of_sounds := tables.cutoff_table(runs):
-        parts += ["## Strides as cut-off frequencies", of_sounds]
-    if frontier := tables.frontier_table(runs):
-        parts += ["## What lambda buys", frontier]
+    for title, made in (
+        ("Within a budget", tables.budget_table),
+        ("How early the best strides show", ranks.ranks_table),
+        (
+            "Short trainings in the place of whole ones",
+            ranks.short_trainings_table,
+        ),
+        ("Whether methods agree on strides", ranks.agreement_table),
+        ("Hardened", tables.hardening_table),
+        ("Strides that were expected", tables.expected_table),
+        ("Strides as cut-off frequencies", tables.cutoff_table),
+        ("What lambda buys", tables.frontier_table),
+    ):
+        if table := made(runs):
+            parts += [f"## {title}", table]
     ablations = []
     for axis in runs.others(STRIDES):
         table = None if axis == LAMBDA else tables.ablation_table(runs, axis)

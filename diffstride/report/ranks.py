@@ -10,8 +10,9 @@ from diffstride.report.study import (
     MISSING,
     Study,
     axis_label,
-    grouped,
+    budget_axes,
     method_label,
+    within_budgets,
 )
 from diffstride.settings import BUDGET, STRIDES
 
@@ -92,7 +93,7 @@ def agreement_table(study: Study) -> str | None:
     Settings that both have are the same. `None` if no two methods were run with
     enough sets of the same fixed strides.
     """
-    others = _others(study)
+    others = budget_axes(study)
     runs = _fixed(study)
     table = []
     for pair in itertools.combinations(study.methods, 2):
@@ -125,12 +126,8 @@ def agreement_table(study: Study) -> str | None:
     )
 
 
-def _others(study: Study) -> list[str]:
-    return [axis for axis in study.others(STRIDES) if axis != BUDGET]
-
-
 def _header(study: Study) -> list[str]:
-    return ["budget, M", *map(axis_label, _others(study)), "method", "sets"]
+    return ["budget, M", *map(axis_label, budget_axes(study)), "method", "sets"]
 
 
 def _fixed(study: Study) -> pd.DataFrame:
@@ -146,14 +143,8 @@ def _fixed_within(study: Study) -> list[tuple[list[str], pd.DataFrame]]:
     """
     if BUDGET not in study.settings:
         return []
-    others = _others(study)
-    runs = _fixed(study)
-    within = runs[runs[BUDGET].notna()].fillna(dict.fromkeys(others, MISSING))
     found = []
-    for (budget, *values, method), some in grouped(
-        within.sort_values([BUDGET, *others], kind="stable"),
-        [BUDGET, *others, "method"],
-    ):
+    for (budget, *values, method), some in within_budgets(study, _fixed(study)):
         sets = some[STRIDES].nunique()
         if sets >= _LEAST_SETS:
             names = [f"{budget / 1e6:g}", *map(str, values)]

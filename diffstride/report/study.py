@@ -153,6 +153,22 @@ def grouped(
         yield from frame.groupby(columns, sort=False, observed=True)
 
 
+def budget_axes(study: Study) -> list[str]:
+    """The axes beside strides and budget."""
+    return [axis for axis in study.others(STRIDES) if axis != BUDGET]
+
+
+def within_budgets(
+    study: Study, runs: pd.DataFrame
+) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """Runs of each budget, of each value of `budget_axes`, of each method."""
+    others = budget_axes(study)
+    within = runs[runs[BUDGET].notna()]
+    within = within.fillna(dict.fromkeys(others, MISSING))
+    within = within.sort_values([BUDGET, *others], kind="stable")
+    return grouped(within, [BUDGET, *others, "method"])
+
+
 def present(column: pd.Series) -> list[Any]:
     """The categories that a column of `Study.cells` has, in order."""
     return list(column.cat.remove_unused_categories().cat.categories)

@@ -12,9 +12,11 @@ from diffstride.report.study import (
     SPENT,
     Study,
     axis_label,
+    budget_axes,
     grouped,
     method_label,
     pooled_deviation,
+    within_budgets,
 )
 from diffstride.settings import BUDGET, LAMBDA, STRIDES, TASK
 
@@ -121,19 +123,14 @@ def budget_table(study: Study) -> str | None:
     """
     if BUDGET not in study.settings:
         return None
-    others = [axis for axis in study.others(STRIDES) if axis != BUDGET]
+    others = budget_axes(study)
     header = [
         *("budget, M", *map(axis_label, others), "method", "sets (runs)"),
         *("MACs, M", "mean accuracy, %", "lowest", "highest"),
         "best in validation",
     ]
-    columns = [BUDGET, *others, "method"]
-    within = study.runs[study.runs[BUDGET].notna()]
-    within = within.fillna(dict.fromkeys(others, MISSING))
     found = []
-    for (budget, *values, method), runs in grouped(
-        within.sort_values([BUDGET, *others], kind="stable"), columns
-    ):
+    for (budget, *values, method), runs in within_budgets(study, study.runs):
         sets = runs.groupby(STRIDES)
         means, validated = sets["accuracy"].mean(), sets["validation"].mean()
         chosen = [means.idxmin(), means.idxmax()]

@@ -148,7 +148,7 @@ def _sweep(args: argparse.Namespace, asked: space.Space) -> Sweep:
     gin_config = args.gin_config or asked.gin_config
     if not gin_config:
         raise UserError("--gin_config is required, such as fashion_mnist.gin")
-    for name in ("jobs", "trials", "repeats"):
+    for name in ("jobs", "trials", "repeats", "short_epochs"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1. Received: {value}")
@@ -179,10 +179,6 @@ def _options(args: argparse.Namespace) -> Options:
         raise UserError(
             "--search_seed must be from 0 to 2**31 - 1. Received: "
             f"{args.search_seed}"
-        )
-    if args.short_epochs is not None and args.short_epochs < 1:
-        raise UserError(
-            f"--short_epochs must be at least 1. Received: {args.short_epochs}"
         )
     if args.short_epochs and args.pruner != "none":
         raise UserError(
