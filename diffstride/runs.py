@@ -5,9 +5,10 @@ A record holds `name`, `settings` (what a sweep varied: axis -> text or number),
 `summary` (of `summary.json`, or `None`) and `epochs` (rows of `metrics.jsonl`).
 """
 
+import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffstride.errors import UserError
@@ -97,3 +98,18 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _is_workdir(path: pathlib.Path) -> bool:
     return any((path / part).exists() for part in _PARTS)
+
+
+def expected_of_best(ranked: Sequence[float], count: int) -> float:
+    """Returns what the best of `count` runs has, on average over all choices.
+
+    Args:
+        ranked: what the runs have, in the order that the best is chosen by.
+        count: how many are chosen from, at most all.
+    """
+    last = len(ranked) - 1
+    # Of all choices of so many, the share of those that this one is best of.
+    return sum(
+        math.comb(last - rank, count - 1) / math.comb(last + 1, count) * value
+        for rank, value in enumerate(ranked)
+    )

@@ -1,7 +1,6 @@
 """How soon it shows which strides are best, and whether methods agree on it."""
 
 import itertools
-import math
 
 import pandas as pd
 
@@ -14,6 +13,7 @@ from diffstride.report.study import (
     method_label,
     within_budgets,
 )
+from diffstride.runs import expected_of_best
 from diffstride.settings import BUDGET, STRIDES
 
 _LEAST_SETS = 10  # Of fewer a correlation of ranks says little.
@@ -68,7 +68,7 @@ def short_trainings_table(study: Study) -> str | None:
             ranked = accuracies[loss.sort_values(kind="stable").index]
             share = epoch / losses.columns[-1]
             cells = [
-                f"{_expected(ranked, count):.2f} "
+                f"{expected_of_best(ranked, count):.2f} "
                 f"({count * share + 1 - share:.1f})"
                 if count <= len(ranked)
                 else MISSING
@@ -164,12 +164,3 @@ def _by_epoch(runs: pd.DataFrame, key: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, runs[STRIDES], dtype=float)
     table = table.dropna(how="all").dropna(axis=1).sort_index(axis=1)
     return table.groupby(level=0, sort=False).mean()
-
-
-def _expected(ranked: pd.Series, count: int) -> float:
-    """The mean, over all choices of `count`, of the first that is chosen."""
-    last = len(ranked) - 1
-    return sum(
-        math.comb(last - rank, count - 1) / math.comb(last + 1, count) * value
-        for rank, value in enumerate(ranked)
-    )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from diffstride.formatting import aligned, human
+from diffstride.runs import expected_of_best
 from diffstride.search.study import PASSES, Trial
 
 COUNTS = (1, 5, 10, 20)
@@ -51,17 +52,8 @@ def expected(trials: Sequence[Trial]) -> list[Best]:
     mean = statistics.fmean(map(_spent, ranked)) if ranked else 0.0
     found = []
     for count in _counts(len(ranked)):
-        # Of all sets of so many trials, those that this one is the best of.
-        shares = [
-            math.comb(len(ranked) - rank, count - 1)
-            / math.comb(len(ranked), count)
-            for rank in range(1, len(ranked) + 1)
-        ]
         validation, test = (
-            sum(
-                s * getattr(t, name)
-                for s, t in zip(shares, ranked, strict=True)
-            )
+            expected_of_best([getattr(each, name) for each in ranked], count)
             for name in ("validation", "test")
         )
         found.append(Best(count, validation, test, count * mean))
