@@ -2,21 +2,25 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from diffstride import arguments
 from diffstride.compute import ComputeModel, Strides, stride_limits
 from diffstride.formatting import human
 from diffstride.optimization import (
     gradient_factor,
     warn_of_normalized_gradients,
 )
+from diffstride.static import learned_layers
 
 _TOLERANCE = 0.02  # In log(MACs / budget). Within it nothing moves.
 _FINAL_TOLERANCE = 0.04  # What strides are settled to before training ends.
+_MISSED = 1.05  # Factor from a budget on which it is not met.
 _SETTLED = 0.8  # Share of the epochs after which they are.
 _MOMENTUM = 0.9  # Of the direction in which strides go.
 
@@ -47,6 +51,14 @@ class ComputeBudget(keras.callbacks.Callback):
             its largest factor; 3 stands for one of 20.
         every: number of steps between projections.
         epochs: number of epochs to plan for; by default the `epochs` of `fit`.
+
+    Raises:
+        ValueError: if an argument is out of range, or, when training begins, if
+            another model is trained.
+
+    Warns:
+        UserWarning: if training ends more than 5 % away from the budget, as it
+            does before its time.
     """
 
     def __init__(
@@ -60,15 +72,28 @@ class ComputeBudget(keras.callbacks.Callback):
     ):
         super().__init__()
         self.compute = compute
-        self.macs = macs
-        self.share = share
-        self.reach = reach
-        self.every = every
-        self.epochs = epochs
+        self.macs = arguments.number("macs", macs, least=1)
+        self.share = arguments.number("share", share, most=1.0)
+        if not self.share:
+            raise arguments.refusal("share", "above 0 and at most 1", share)
+        self.reach = arguments.number("reach", reach)
+        self.every = arguments.integer("every", every)
+        self.epochs = None
+        if epochs is not None:
+            self.epochs = arguments.integer("epochs", epochs)
         self._start = compute.macs(compute.strides(initial=True))
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Warns of an optimizer that leaves nothing to compare."""
+        """Looks at model and optimizer: whether strides can be moved by them.
+
+        It warns of an optimizer that leaves nothing to compare.
+        """
+        trained = {id(layer) for layer in learned_layers(self.model)}
+        if not all(id(layer) in trained for layer in self.compute.layers):
+            raise ValueError(
+                "`ComputeBudget` must be made for the model that is trained. "
+                f"Received: one of {self.compute.name} for {self.model.name}"
+            )
         optimizer = getattr(self.model, "optimizer", None)
         self._factors = [
             gradient_factor(optimizer, layer) for layer in self.compute.layers
@@ -84,6 +109,18 @@ class ComputeBudget(keras.callbacks.Callback):
         self._epoch = epoch
         self._before = self._now()
         self._direction = _Direction(self.compute.own_shares(self._before))
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Warns if the budget is not met."""
+        cost = self.compute.macs(self._now())
+        if not 1 / _MISSED <= cost / self.macs <= _MISSED:
+            warnings.warn(
+                f"Training ends at {human(cost)} multiply-accumulates, with a "
+                f"budget of {human(self.macs)}. `ComputeBudget` planned for "
+                f"epochs={self.epochs or self.params['epochs']}; let `fit` "
+                "train for as many, or make the callback with fewer",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves the strides, every few steps."""
@@ -257,8 +294,9 @@ def add_compute_budget(
             "Give either `macs` or `relative`. Received: "
             f"macs={macs}, relative={relative}"
         )
-    compute = ComputeModel(model, input_shape, harden_to)
     name, value = ("macs", macs) if relative is None else ("relative", relative)
+    arguments.number(name, value)
+    compute = ComputeModel(model, input_shape, harden_to)
     if relative is not None:
         macs = relative * compute.macs(compute.strides(initial=True))
     least, most = compute.limits()

@@ -15,7 +15,12 @@ from diffstride.errors import (
     NonFiniteLossError,
     check_argument,
 )
-from diffstride.hardening import TARGETS, harden
+from diffstride.hardening import (
+    TARGETS,
+    Hardened,
+    hardened_by_plan,
+    hardening_report,
+)
 from diffstride.profiling import pooling_states, profile
 from diffstride.stage import axes_of, tested
 from diffstride.surgery import rebuilt
@@ -108,12 +113,9 @@ def hardened(
     hosts.wait("choice of strides")
     keras.utils.set_random_seed(seed)  # Dropout draws when it is made.
     try:
-        plain = harden(
+        made = hardened_by_plan(
             *(model, hardening.to, datasets.image_shape),
-            macs=budget,
-            loss=loss,
-            trial=trial,
-            trials=hardening.trials,
+            *(budget, loss, trial, hardening.trials),
         )
     except ValueError as error:
         if trial and trial.rows and not any(map(_is_finite, trial.rows)):
@@ -123,11 +125,12 @@ def hardened(
                 "learned is kept."
             ) from error
         raise
-    compiled(plain)
-    change = _change(hardening.to, model, plain, datasets)
+    print(hardening_report(model, made, datasets.image_shape))
+    compiled(made.model)
+    change = _change(hardening.to, model, made, datasets)
     if trial is not None:
         change["trials"] = trial.rows
-    return readied(plain), change
+    return readied(made.model), change
 
 
 def _is_finite(trial: dict[str, Any]) -> bool:
@@ -156,10 +159,11 @@ def _readied(
 
 
 def _change(
-    to: str, learned: keras.Model, plain: keras.Model, datasets: data.Datasets
+    to: str, learned: keras.Model, made: Hardened, datasets: data.Datasets
 ) -> dict[str, Any]:
     """What is to be said of hardening: the network before, and just after."""
     calls = profile(learned, datasets.image_shape)
+    plain, plan = made
     return {
         "to": to,
         "learned": {
@@ -169,6 +173,15 @@ def _change(
             "pooling": [state._asdict() for state in pooling_states(calls)],
         },
         "before_finetuning": tested(plain, datasets),
+        "pooling": [
+            {
+                "name": step.learned.name,
+                "strides": list(map(float, step.strides)),
+                "input_size": list(step.input_size),
+                "output_size": list(step.output_size),
+            }
+            for step in plan.values()
+        ],
     }
 
 

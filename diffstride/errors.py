@@ -48,14 +48,21 @@ def check_argument(good: bool, expected: str, **argument: Any) -> None:
 
 
 @contextlib.contextmanager
-def as_config_errors() -> Iterator[None]:
-    """Turns refusals of arguments, inside the block, into `ConfigError`s."""
+def as_config_errors(**settings: str) -> Iterator[None]:
+    """Turns refusals of arguments, inside the block, into `ConfigError`s.
+
+    `settings` say, by the name of an argument, what a user calls it.
+    """
     try:
         yield
     except UserError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+        message = str(error)
+        for argument, setting in settings.items():
+            message = message.replace(f"`{argument}`", f"`{setting}`")
+            message = message.replace(f" {argument}=", f" {setting}=")
+        raise ConfigError(message) from error
 
 
 def run_reporting_errors(

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
-from diffstride.cost import ModelCost, cost_of_calls, model_cost
+from diffstride.cost import model_cost
 from diffstride.folding import FoldedStride, folded_strides
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
@@ -31,7 +31,7 @@ from diffstride.rounding import (
     spectral_plan,
 )
 from diffstride.static import learned_layers
-from diffstride.surgery import copy_weights, rebuilt
+from diffstride.surgery import copy_weights, no_graph, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
 _POOLING = {
@@ -39,6 +39,13 @@ _POOLING = {
     2: keras.layers.AveragePooling2D,
     3: keras.layers.AveragePooling3D,
 }
+
+
+class Hardened(NamedTuple):
+    """A network with fixed strides, and what has become of the learned ones."""
+
+    model: keras.Model
+    plan: Plan
 
 
 def harden(
@@ -98,11 +105,33 @@ def harden(
 
     Raises:
         ValueError: if the model is not built, has no DiffStride layers, or has
-            them where they cannot be replaced; if no integer strides next to
+            them where they cannot be replaced, as in a model that is neither
+            functional nor sequential; if no integer strides next to
             the learned ones stay within `macs`; if `loss` or `trial` is never
             finite.
     """
+    made = hardened_by_plan(
+        *(model, to, input_shape, macs, loss, trial, trials)
+    )
+    if verbose:
+        print(hardening_report(model, made, input_shape))
+    return made.model
+
+
+def hardened_by_plan(
+    model: keras.Model,
+    to: str = "spectral",
+    input_shape: Any = None,
+    macs: float | None = None,
+    loss: Callable[[], float] | None = None,
+    trial: Callable[[keras.Model, list[tuple]], float] | None = None,
+    trials: int = 4,
+) -> Hardened:
+    """Does what `harden` does, and tells by which plan."""
     arguments.choice("to", to, TARGETS)
+    if macs is not None:
+        least, of = 1, ", in multiply-accumulates, or None"
+        macs = arguments.number("macs", macs, least, of=of)
     if loss is not None and not callable(loss):
         expected = "None or a function without arguments"
         raise arguments.refusal("loss", expected, loss)
@@ -130,27 +159,26 @@ def harden(
     shape = input_shape or known_shape(model)
     if to == "spectral":
         plan = spectral_plan(calls)
-        hardened = _spectral(model, plan)
+        return Hardened(_spectral(model, plan), plan)
+    if not (
+        isinstance(model, keras.Sequential) or hasattr(model, "operations")
+    ):
+        raise no_graph("harden", model)
+    folded = folded_strides(model, to, calls)
+    plain = partial(_plain, model, to, folded=folded)
+    if macs is None:
+        plans = integer_plans(calls, number=max(PLANS, trials))
     else:
-        folded = folded_strides(model, to, calls)
-        plain = partial(_plain, model, to, folded=folded)
-        if macs is None:
-            plans = integer_plans(calls, number=max(PLANS, trials))
-        else:
-            plans = plans_within(
-                macs,
-                lambda plan: model_cost(plain(plan), shape).macs,
-                calls,
-                many=loss is not None or trial is not None,
-                least_number=1 if trial is None else trials,
-            )
-        plans = by_loss(plans, calls, loss)[:trials]
-        plan = best_in_trials(plans, plain, trial)
-        hardened = plain(plan)
-    if verbose:
-        before = cost_of_calls(model, calls)
-        print(_report(plan, before, model_cost(hardened, shape)))
-    return hardened
+        plans = plans_within(
+            macs,
+            lambda plan: model_cost(plain(plan), shape).macs,
+            calls,
+            many=loss is not None or trial is not None,
+            least_number=1 if trial is None else trials,
+        )
+    plans = by_loss(plans, calls, loss)[:trials]
+    plan = best_in_trials(plans, plain, trial)
+    return Hardened(plain(plan), plan)
 
 
 def plain_calls(
@@ -178,7 +206,7 @@ def plain_calls(
 
 
 def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
-    copy = rebuilt(model)
+    copy = rebuilt(model, "harden")
     for layer, source in zip(
         learned_layers(copy), learned_layers(model), strict=True
     ):
@@ -190,7 +218,7 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
                 layer.ramp = "outer"
             layer.final_smoothness_factor = None
             layer.shared_stride = False
-    hardened = rebuilt(copy)
+    hardened = rebuilt(copy, "harden")
     for source, layer in zip(
         sublayers(model), sublayers(hardened), strict=True
     ):
@@ -344,14 +372,12 @@ class _Plain:
         return copy
 
 
-def _report(
-    plan: Plan,
-    before: ModelCost,
-    after: ModelCost,
+def hardening_report(
+    model: keras.Model, made: Hardened, input_shape: Any = None
 ) -> str:
     """Lays out what has become of strides, sizes and cost."""
     rows = [("pooling layer", "in", "stride", "out", "stride now", "out now")]
-    for step in plan.values():
+    for step in made.plan.values():
         state = step.learned
         rows.append(
             (
@@ -363,12 +389,12 @@ def _report(
                 _product(step.output_size),
             )
         )
+    shape = input_shape or known_shape(model)
+    before, after = (
+        human(model_cost(each, shape).macs) for each in (model, made.model)
+    )
     return "\n".join(
-        [
-            *aligned(rows),
-            f"multiply-accumulates: {human(before.macs)}, now "
-            f"{human(after.macs)}",
-        ]
+        [*aligned(rows), f"multiply-accumulates: {before}, now {after}"]
     )
 
 

@@ -31,7 +31,7 @@ _SUMMARY = {
     "environment?": {"devices?": [str]},
     **{"axes?": [str], "steps?": [float]},
     "pooling?": [_LAYER],
-    "hardened?": {"trials?": [_TRIAL]},
+    "hardened?": {"trials?": [_TRIAL], "pooling?": [{"strides": [float]}]},
 }
 _RUN = {
     **{"name": str, "settings": {"method?": str}, "gin_config?": str},

@@ -106,6 +106,16 @@ def rebuilt(
         ) from error
 
 
+def no_graph(caller: str, model: keras.Model) -> ValueError:
+    """Returns the error for a model whose calls cannot be seen."""
+    return ValueError(
+        f"`{caller}` needs functional or sequential models, whose calls can be "
+        f"seen. Received: {model.name}, a {type(model).__name__}. Make one of "
+        "it: `inputs = keras.Input(shape)`, then `keras.Model(inputs, "
+        "model.call(inputs))`"
+    )
+
+
 def _unregistered(model: keras.layers.Layer, caller: str) -> dict[str, type]:
     """Classes in a model that Keras would not find by their names."""
     classes: dict[str, type] = {}

@@ -259,17 +259,18 @@ def _steering(
     """What changes strides and smoothness beside the optimizer."""
     steering: list[keras.callbacks.Callback] = []
     if scheduled_layers(model):
-        steering.append(SmoothnessSchedule(smoothness_share, epochs))
+        with as_config_errors(share="smoothness_share"):
+            steering.append(SmoothnessSchedule(smoothness_share, epochs))
     if budget is not None:
-        steering.append(
-            add_compute_budget(
-                model,
-                budget,
-                input_shape=image_shape,
-                harden_to=harden_to,
-                epochs=epochs,
+        with as_config_errors(macs="budget"):
+            steering.append(
+                add_compute_budget(
+                    *(model, budget),
+                    input_shape=image_shape,
+                    harden_to=harden_to,
+                    epochs=epochs,
+                )
             )
-        )
     return steering
 
 

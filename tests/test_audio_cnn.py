@@ -213,7 +213,7 @@ def test_it_is_held_to_a_budget():
     model.compile("sgd", "mse")
     callback = diffstride.add_compute_budget(model, 0.6 * most, epochs=1)
     trained(model, callbacks=[callback])
-    assert diffstride.model_cost(model).macs < 0.7 * most
+    assert 0.57 < diffstride.model_cost(model).macs / most < 0.63
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports from TensorFlow")

@@ -233,16 +233,53 @@ def test_relative_is_to_the_initial_strides():
         ({"macs": 10}, "from .* to .* multiply-accumulates"),
         ({"macs": 1e12}, "from .* to .* multiply-accumulates"),
         ({"relative": 0.0}, "`relative` must be"),
+        ({"relative": "half"}, "`relative` must be a finite number"),
         ({"macs": np.nan}, "`macs` must be"),
+        ({"macs": "1M"}, "`macs` must be a finite number"),
+        ({"share": 0}, "`share` must be above 0 and at most 1"),
+        ({"share": -1}, "`share` must be a finite number"),
+        ({"share": 1.5}, "`share` must be a finite number"),
+        ({"reach": np.nan}, "`reach` must be a finite number"),
+        ({"every": 0}, "`every` must be an integer >= 1"),
+        ({"epochs": 0.5}, "`epochs` must be an integer >= 1"),
         ({"macs": -5.0}, "`macs` must be"),
         ({}, "either `macs` or `relative`"),
         ({"macs": 1e4, "relative": 0.5}, "either `macs` or `relative`"),
     ],
 )
 def test_a_budget_that_cannot_be_met(budget, expected):
+    if budget and not {"macs", "relative"} & budget.keys():
+        budget["relative"] = 0.6
     with pytest.raises(ValueError, match=expected) as error:
         add_compute_budget(network(), **budget)
     assert "\n" not in str(error.value)
+
+
+@on_the_host
+def test_a_budget_of_another_model_is_refused():
+    model, other = network(), network()
+    budget = add_compute_budget(model, relative=0.6)
+    before = model.pooling_layers[0].stride_weights.numpy()
+    other.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    images = np.zeros((4, *other.input_shape[1:]))
+    with pytest.raises(ValueError, match="for the model that is trained"):
+        other.fit(images, np.zeros(4), verbose=0, callbacks=[budget])
+    after = model.pooling_layers[0].stride_weights.numpy()
+    np.testing.assert_array_equal(after, before)
+
+
+@on_the_host
+def test_training_that_ends_too_soon_says_so():
+    model = network()
+    budget = add_compute_budget(model, relative=0.5, epochs=5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    images = np.random.RandomState(0).rand(8, *model.input_shape[1:])
+    told = "Training ends at .* with a budget of .* planned for epochs=5"
+    with pytest.warns(UserWarning, match=told):
+        model.fit(
+            *(images, np.arange(8) % 3), epochs=1, verbose=0, callbacks=[budget]
+        )
 
 
 @on_the_host

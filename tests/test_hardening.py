@@ -495,3 +495,26 @@ def test_what_cannot_be_hardened():
     )
     with pytest.raises(ValueError, match="cannot replace"):
         harden(frames, "strided")
+    own = OwnModel()
+    own(np.zeros((1, 8, 8, 1), "float32"))
+    with pytest.raises(ValueError, match="`harden` needs functional or seq"):
+        harden(own, "pooled", input_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match="`harden` cannot reach the layers"):
+        harden(own, input_shape=(8, 8, 1))
+
+
+@pytest.mark.parametrize("macs", [-1, 0, np.inf, np.nan, "1M"])
+def test_a_budget_that_is_no_number(macs):
+    with pytest.raises(ValueError, match="`macs` must be a finite number >= 1"):
+        harden(network(), "pooled", macs=macs)
+
+
+class OwnModel(keras.Model):
+    """A model without a graph or a config."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.pooling = DiffStride()
+
+    def call(self, x):
+        return self.pooling(x)

@@ -27,6 +27,7 @@ from diffstride.report.tables import (
     cutoff_table,
     expected_table,
     frontier_table,
+    hardened_strides_table,
     hardening_table,
     repeated_seeds,
     task_table,
@@ -749,6 +750,18 @@ def test_hardened_networks_before_and_after():
         ],
     ]
     assert hardening_table(study(made([90]))) is None
+    assert hardened_strides_table(study(records)) is None
+    for strides in ([3.0, 1.0], [2.0, 2.0]):
+        records[1]["summary"]["hardened"].setdefault("pooling", []).append(
+            {"strides": strides}
+        )
+    _, row = table(hardened_strides_table(study(records)))
+    assert row[0] == "1000000" and row[-4:] == [
+        "1",
+        "3x1, 2x2",
+        "92.00",
+        "1.50",
+    ]
 
 
 def test_runs_are_not_counted_twice():

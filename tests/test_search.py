@@ -224,6 +224,8 @@ class TestSpace:
                 "strides stay: strided, sp.* inner",
             ),
             (["strides=1-2", "method=none"], "`method` must be one of"),
+            (["strides=1-2", "budget=100000"], "budget=100000. Give --budget"),
+            (["strides=1-2", "lambda=1"], "no effect on strides that stay"),
             (["none.toml"], "--space=none.toml cannot be read"),
             (["strides"], "--space must be one TOML file, or axes"),
         ],
@@ -270,7 +272,7 @@ class TestStudy:
         # All that there are, and each once.
         assert len({*names}) == len(names) == 10
         assert {trial.cost.macs for trial in found.trials} <= {1800, 1200, 900}
-        assert found.rejected == 27 - len(names)
+        assert len(found.rejected) == 27 - len(names)
 
     @pytest.mark.parametrize("sampler", study.SAMPLERS)
     def test_the_seed_decides(self, sampler):
@@ -355,10 +357,12 @@ class TestStudy:
 
     def test_bounds_that_nothing_meets(self, monkeypatch):
         monkeypatch.setattr(study, "_MOST_REJECTED", 10)
-        with pytest.raises(UserError, match="10 candidates in a row are not"):
+        with pytest.raises(UserError, match="10 in a row that are not; they"):
             search_alone(Options(budget=1))
         monkeypatch.undo()
-        assert search_alone(Options(budget=1)).trials == []
+        told = r"none that is; they cost 266 to 7\.2 k mult.* Move the bounds"
+        with pytest.raises(UserError, match=told):
+            search_alone(Options(budget=1))
 
 
 @needs_optuna
@@ -562,6 +566,7 @@ class TestSearch:
         [
             (["--short_epochs=0"], "--short_epochs must be at least 1"),
             (["--short_epochs=2", "--pruner=median"], "--pruner must be none"),
+            (["--short_epochs=3"], "must be less than the 3 epochs of a whole"),
         ],
     )
     def test_short_trainings_that_cannot_be(self, more, message, python):
@@ -644,6 +649,8 @@ class TestSearch:
         with pytest.raises(UserError, match="validates on no others. Pass"):
             main(arguments(*more))
         assert not started()
+        # What it says to pass is another search, of which nothing is made yet.
+        assert main(arguments("--trials=2")) == 0
         assert main(arguments(*more, "--select=test", folder="test")) == 0
         assert "selected by test accuracy, which" in capsys.readouterr().out
         # Nor from a table.

@@ -652,10 +652,28 @@ def test_a_loss_is_measured_and_nothing_changes(data_dir, monkeypatch):
         np.testing.assert_array_equal(old, variable)
 
 
+@pytest.mark.parametrize("strides", ["1, 1, 1", "1, 2, 2", "2, 3, 3"])
+def test_a_run_ends_within_its_budget(strides, data_dir, tmp_path, main_here):
+    status, _, err = main_here(
+        *(tmp_path, data_dir, *TINY),
+        "resnet.Resnet.filters = [4, 4, 8]",
+        f"resnet.Resnet.strides = [{strides}]",
+        "resnet.Resnet.pooling_placement = 'before'",
+        "data.load_datasets.train_split = 'train[:256]'",
+        "data.load_datasets.test_split = 'test[:64]'",
+        "pooling.DiffStride.final_smoothness_factor = 0.0",
+        "train.budget = 40000",
+        "train.num_epochs = 4",
+    )
+    assert status == 0, err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0.95 <= summary["cost"]["macs"] / 40_000 <= 1.05
+
+
 @pytest.mark.parametrize(
     "binding, message",
     [
-        ("train.budget = 10", "`macs` must be a budget"),
+        ("train.budget = 10", "`budget` must be a budget that strides"),
         ("train.harden_to = 'plain'", "`harden_to` must be None or one of"),
         ("train.finetune_epochs = -1", "`finetune_epochs` must be less than"),
         ("train.finetune_epochs = 2", "with `harden_to`, 0 without it"),

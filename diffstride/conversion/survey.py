@@ -21,6 +21,7 @@ from diffstride.conversion.policies import (
 )
 from diffstride.internals import sublayers
 from diffstride.profiling import path_in
+from diffstride.surgery import no_graph
 
 _ZERO_PADDING = (
     layers.ZeroPadding1D,
@@ -123,7 +124,7 @@ class Survey:
         self.heads: list[tuple[str, int]] = []
         self.given: list[tuple[int, int, keras.KerasTensor]] = []
         if not is_graph(model):
-            raise ValueError(_no_graph(model))
+            raise no_graph("convert", model)
         self._format = _data_format(model)
         inputs = keras.tree.map_shape_structure(
             lambda each: keras.KerasTensor((None, *each)), shape
@@ -144,7 +145,7 @@ class Survey:
             self._place = outer
             return outputs
         if isinstance(operation, keras.Model):
-            raise ValueError(_no_graph(operation))
+            raise no_graph("convert", operation)
         outputs = operation.compute_output_spec(*args, **kwargs)
         given = _maps(args, kwargs)
         returned = _maps(outputs)
@@ -329,12 +330,3 @@ def _data_format(model: keras.Model) -> str:
         if (data_format := getattr(layer, "data_format", None)) is not None:
             return data_format
     return keras.config.image_data_format()
-
-
-def _no_graph(model: keras.Model) -> str:
-    return (
-        f"`convert` needs functional or sequential models, whose calls can be "
-        f"seen. Received: {model.name}, a {type(model).__name__}. Make one of "
-        "it: `inputs = keras.Input(shape)`, then `keras.Model(inputs, "
-        "model.call(inputs))`"
-    )

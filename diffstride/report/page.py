@@ -193,6 +193,7 @@ def _tables(runs: Study) -> list[str]:
         ),
         ("Whether methods agree on strides", ranks.agreement_table),
         ("Hardened", tables.hardening_table),
+        ("What learned strides became", tables.hardened_strides_table),
         ("Strides that were expected", tables.expected_table),
         ("Strides as cut-off frequencies", tables.cutoff_table),
         ("What lambda buys", tables.frontier_table),

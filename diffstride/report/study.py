@@ -366,6 +366,9 @@ def _hardened(change: dict[str, Any]) -> dict[str, Any]:
         "learned_accuracy": 100 * learned.get("test_accuracy", math.nan),
         "learned_macs": learned.get("cost", {}).get("macs", math.nan) / 1e6,
         "hardened_accuracy": 100 * plain.get("test_accuracy", math.nan),
+        "hardened_strides": [
+            layer["strides"] for layer in change.get("pooling", ())
+        ],
     }
 
 

@@ -189,6 +189,33 @@ def hardening_table(study: Study) -> str | None:
     )
 
 
+def hardened_strides_table(study: Study) -> str | None:
+    """What strides hardening has made of the learned ones, run by run."""
+    others = [*study.others(STRIDES), STRIDES]
+    cells = study.cells[study.cells["hardened_strides"].map(bool)]
+    table = [
+        [
+            *map(str, values),
+            method_label(method),
+            str(run["seed"]),
+            ", ".join(
+                "x".join(map("{:.4g}".format, strides))
+                for strides in run["hardened_strides"]
+            ),
+            f"{run['accuracy']:.2f}",
+            _number(run["macs"], 2),
+        ]
+        for (*values, method), runs in grouped(cells, [*others, "method"])
+        for _, run in runs.iterrows()
+    ]
+    if not table:
+        return None
+    header = [*map(axis_label, others), "method", "seed", "strides"]
+    return markdown([*header, "accuracy, %", "MACs, M"], table) + (
+        "\n\nOf each run the strides of the plain network, in depth order."
+    )
+
+
 def ablation_table(study: Study, axis: str) -> str | None:
     """One axis alone: the other settings are the same in all of its rows.
 

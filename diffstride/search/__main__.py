@@ -136,7 +136,8 @@ def _tell(study: Study, options: Options) -> None:
     trials = study.trials
     print(f"\n{outcome.table(trials)}")
     if study.rejected:
-        print(f"{study.rejected} candidates out of the bounds were not trained")
+        count = len(study.rejected)
+        print(f"{count} candidates out of the bounds were not trained")
     print(f"\n{outcome.bests('best of the first', outcome.in_order(trials))}")
     whole = all(trial.state == "finished" for trial in trials)
     if options.sampler == "random" and options.pruner == "none" and whole:

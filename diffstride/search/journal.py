@@ -35,9 +35,9 @@ class Journal:
             return
         remedy = "Remove the folder to search again"
         found = read_lines(path, _EVENT, remedy, may_be_cut=True)
-        if found:
-            _check(path, found[0].get("search"), search)
         self.events = found[1:]
+        if self.events:  # Before the first trial a search may still change.
+            _check(path, found[0].get("search"), search)
         # Without a last line that was cut short.
         replace_lines(path, [{"search": search}, *self.events])
 

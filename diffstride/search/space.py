@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffstride.errors import UserError
-from diffstride.settings import LEARNED, METHODS, STRIDES
+from diffstride.settings import (
+    BUDGET,
+    LEARNED,
+    METHODS,
+    STRIDES,
+    parameters,
+)
 from diffstride.sweep import grid
 
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
@@ -100,12 +106,30 @@ def load(texts: Sequence[str]) -> Space:
             f"`method` of a search must be one whose strides stay: {fixed}. "
             f"Received: {wrong[0]}"
         )
+    for axis, values in axes.items():
+        if not _has_effect(axis):
+            given = "|".join(map(str, values))
+            hint = f". Give --{BUDGET}" if axis == BUDGET else ""
+            raise UserError(
+                "Axes of a --space must not be of learned strides alone, which "
+                "have no effect on strides that stay. Received: "
+                f"{axis}={given}{hint}"
+            )
     if len(axes.get("seed", [])) > 1:
         raise UserError(
             "A trial trains once: `seed` must have one value. Received: "
             f"{'|'.join(map(str, axes['seed']))}"
         )
     return Space(ranges, axes, asked.gin_config, asked.bindings)
+
+
+def _has_effect(axis: str) -> bool:
+    """Whether an axis may change a network whose strides stay."""
+    return axis in ("method", "seed") or any(
+        parameters({"method": method}, axis)
+        for method in METHODS
+        if method not in LEARNED
+    )
 
 
 def _ranges(values: Sequence[Any]) -> tuple[tuple[Range, ...], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffstride.errors import UserError
+from diffstride.formatting import human
 from diffstride.search.journal import Journal
 from diffstride.search.space import Space
 from diffstride.sweep.grid import Run
@@ -119,7 +120,7 @@ class Study:
     ):
         optuna = import_optuna()
         self.trials: list[Trial] = []
-        self.rejected = 0
+        self.rejected: list[int] = []
         self.left_out = 0
         self._space = space
         self._options = options
@@ -148,7 +149,7 @@ class Study:
         Candidates out of the bounds are no trials, nor are those that were
         proposed before: the sampler is asked again.
         """
-        repeats, rejected = 0, self.rejected
+        repeats, rejected = 0, len(self.rejected)
         while len(self._seen) < self._space.size:
             if repeats >= _MOST_REPEATS:
                 self._study.enqueue_trial(self._unseen())
@@ -162,6 +163,7 @@ class Study:
             self._names.add(run.name)
             cost = self._cost_fn(run)
             is_within = cost is not None and self._is_within(cost.macs, asked)
+            self._check_short(cost)
             if is_within and self._can_make_fn(run):
                 trial = Trial(len(self.trials), run, cost, asked)
                 self._write(trial, settings=run.settings)
@@ -171,15 +173,23 @@ class Study:
                 self.left_out += 1
                 self._study.tell(asked, state=self._states.FAIL)
                 continue
-            self.rejected += 1
+            self.rejected.append(cost.macs)
             self._study.tell(asked, state=self._states.PRUNED)
-            if self.rejected - rejected >= _MOST_REJECTED:
-                raise UserError(
-                    f"{_MOST_REJECTED} candidates in a row are not within "
-                    "--budget and --at_least; move these, or the ranges of "
-                    "strides"
+            if len(self.rejected) - rejected >= _MOST_REJECTED:
+                raise self._none_within(
+                    f"{_MOST_REJECTED} in a row that are not"
                 )
+        if self.rejected and not self.trials and not self.left_out:
+            raise self._none_within("none that is")
         return None
+
+    def _none_within(self, how_many: str) -> UserError:
+        low, high = min(self.rejected), max(self.rejected)
+        return UserError(
+            "Candidates must be within --budget and --at_least. Received: "
+            f"{how_many}; they cost {human(low)} to {human(high)} "
+            "multiply-accumulates. Move the bounds, or the ranges of strides"
+        )
 
     def report(
         self, trial: Trial, accuracy: float, loss: float | None = None
@@ -248,6 +258,14 @@ class Study:
         trial.state = "failed"
         if not trial.is_promoted:
             self._study.tell(trial.asked, state=self._states.FAIL)
+
+    def _check_short(self, cost: Cost | None) -> None:
+        short = self._options.short_epochs
+        if short and cost and short >= cost.epochs:
+            raise UserError(
+                f"--short_epochs must be less than the {cost.epochs} epochs of "
+                f"a whole training. Received: --short_epochs={short}"
+            )
 
     def _is_within(self, macs: int, asked: Any) -> bool:
         """Whether a candidate is within the bounds, which TPE learns."""
