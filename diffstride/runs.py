@@ -39,6 +39,8 @@ _RUN = {
 }
 _RECORD = {**_RUN, "summary?": _SUMMARY, "epochs?": [_ROW]}
 _PARTS = ("run.json", "summary.json", "metrics.jsonl")
+# Of a training step: a backward pass multiplies twice, for inputs and weights.
+PASSES = 3
 
 
 def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -98,6 +100,25 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _is_workdir(path: pathlib.Path) -> bool:
     return any((path / part).exists() for part in _PARTS)
+
+
+def training_macs(
+    record: dict[str, Any], images: int | None = None
+) -> float | None:
+    """Counts the multiply-accumulates that training spent, of any run.
+
+    Strides that are learned move: each epoch counts at the multiply-accumulates
+    of its end. Short trainings by which integer strides were chosen count, too.
+    `images` are those of an epoch, where the record does not tell.
+    """
+    summary = record.get("summary") or {}
+    images = summary.get("images_per_epoch") or images
+    macs = [row.get("macs") for row in record["epochs"]]
+    for trial in (summary.get("hardened") or {}).get("trials") or ():
+        macs += [trial["macs"]] * trial["epochs"]
+    if not images or None in macs:
+        return None
+    return PASSES * images * sum(macs)
 
 
 def expected_of_best(ranked: Sequence[float], count: int) -> float:

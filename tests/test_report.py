@@ -704,6 +704,35 @@ def test_what_short_trainings_of_random_strides_reach():
     assert second == [*name, "2", f"{best:.2f} (5.0)", "99.00 (10.0)", "-"]
 
 
+def test_a_learned_run_beside_the_best_of_a_search():
+    learned = made([97, 95], budget=1_000_000)
+    for each in learned:
+        each["summary"]["hardened"] = {"to": "pooled"}
+    # The better a set is in the test, the worse it is in validation.
+    accuracies = [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]
+    fixed = []
+    for i, accuracy in enumerate(accuracies):
+        each = made([accuracy], method="strided", strides=f"{i + 1},1,2,2")[0]
+        each["summary"]["cost"]["macs"] = 1e6
+        each["summary"]["validation_accuracy"] = 1 - accuracy / 100
+        fixed.append(each)
+    for each in learned + fixed:
+        each["summary"]["images_per_epoch"] = 1000
+        for row in each["epochs"]:
+            row["macs"] = 1e9
+    header, found, mine = table(ranks.searches_table(study(learned + fixed)))
+    worst = statistics.mean(map(min, itertools.combinations(accuracies, 5)))
+    epochs = len(fixed[0]["epochs"])
+    cost = f"{3 * 1000 * epochs / 1e3:.2f}"
+    assert header[:4] == ["budget, M", "method", "sets, or start", "runs"]
+    assert found[:6] == ["1", "strided", "10", "10", cost, "94.50"]
+    assert found[-3:] == [f"{worst:.2f}", "90.00", "-"]
+    start = learned[0]["settings"]["strides"]
+    assert mine == ["1", "outer", start, "2", cost, "96.00", *5 * ["-"]]
+    del fixed[3]["summary"]["validation_accuracy"]
+    assert ranks.searches_table(study(learned + fixed)) is None
+
+
 def test_whether_methods_agree_on_strides():
     records = []
     for i in range(10):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from diffstride.errors import UserError
-from diffstride.runs import read_run, read_runs
+from diffstride.runs import read_run, read_runs, training_macs
 from diffstride.search import costs, outcome, runner, space, study
 from diffstride.search.__main__ import main
 from diffstride.search.journal import Journal
@@ -772,14 +772,14 @@ class TestOutcome:
     def test_training_counts_each_epoch_as_it_was(self):
         rows = [{"macs": 100}, {"macs": 60}]
         record = {"epochs": rows, "summary": {"images_per_epoch": 10}}
-        assert outcome.training_macs(record) == 3 * 10 * 160
+        assert training_macs(record) == 3 * 10 * 160
         trials = [{"strides": [[1]], "loss": None, "macs": 7, "epochs": 2}] * 4
         tried = {**record["summary"], "hardened": {"trials": trials}}
-        tried = outcome.training_macs({**record, "summary": tried})
+        tried = training_macs({**record, "summary": tried})
         assert tried == 3 * 10 * (160 + 4 * 2 * 7)
         record["summary"] = None
-        assert outcome.training_macs(record) is None
-        assert outcome.training_macs(record, images=5) == 3 * 5 * 160
+        assert training_macs(record) is None
+        assert training_macs(record, images=5) == 3 * 5 * 160
 
     def test_runs_to_compare_with(self):
         def record(seed, **summary):

@@ -186,6 +186,7 @@ def _tables(runs: Study) -> list[str]:
     ]
     for title, made in (
         ("Within a budget", tables.budget_table),
+        ("Learned, or the best of a search", ranks.searches_table),
         ("How early the best strides show", ranks.ranks_table),
         (
             "Short trainings in the place of whole ones",

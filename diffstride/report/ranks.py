@@ -1,6 +1,7 @@
 """How soon it shows which strides are best, and whether methods agree on it."""
 
 import itertools
+import math
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from diffstride.settings import BUDGET, STRIDES
 _LEAST_SETS = 10  # Of fewer a correlation of ranks says little.
 _MEASURES = {"loss": "training loss", "val_accuracy": "validation accuracy"}
 _COUNTS = (5, 10, 20)
+_SEARCHED = (1, 2, 3, 5, 10, 20)
 _SPEARMAN = "Spearman's correlation of ranks, 1 where they agree"
 
 
@@ -87,6 +89,49 @@ def short_trainings_table(study: Study) -> str | None:
     )
 
 
+def searches_table(study: Study) -> str | None:
+    """What the best of so many sets at random has, and what a learned run.
+
+    `None` where there are no such sets as `ranks_table` needs, or they were not
+    validated.
+    """
+    table, budgets = [], set()
+    for names, runs in _fixed_within(study):
+        validated = _means(runs, "validation")
+        if validated.notna().all():
+            order = validated.sort_values(ascending=False, kind="stable").index
+            ranked = _means(runs, "accuracy")[order]
+            cells = [
+                f"{expected_of_best(ranked, count):.2f}"
+                if count <= len(ranked)
+                else MISSING
+                for count in _SEARCHED
+            ]
+            table.append([*names, len(runs), _tera(runs), *cells])
+            budgets.add(names[0])
+    if not table:
+        return None
+    learned = study.runs[study.runs["hardened"].notna()]
+    for (budget, *values, method), some in within_budgets(study, learned):
+        name = f"{budget / 1e6:g}"
+        for start, runs in some.groupby(STRIDES, sort=False, observed=True):
+            cells = [f"{runs['accuracy'].mean():.2f}"]
+            cells += [MISSING] * (len(_SEARCHED) - 1)
+            names = [name, *map(str, values), method_label(method), start]
+            if name in budgets:
+                table.append([*names, len(runs), _tera(runs), *cells])
+    table.sort(key=lambda row: float(row[0]))
+    header = [*_header(study)[:-1], "sets, or start", "runs"]
+    header += ["training of one, T MACs", "of 1, %"]
+    header += [f"of {count}" for count in _SEARCHED[1:]]
+    return markdown(header, [list(map(str, row)) for row in table]) + (
+        "\n\nTest accuracy of the best in validation of so many sets, over all "
+        "orders of them: what that many trainings at random reach, for so many "
+        "times the multiply-accumulates of one. Beside them runs that learned, "
+        "by their start, hardening and training in the end included."
+    )
+
+
 def agreement_table(study: Study) -> str | None:
     """Whether methods agree on which strides are best.
 
@@ -150,6 +195,11 @@ def _fixed_within(study: Study) -> list[tuple[list[str], pd.DataFrame]]:
             names = [f"{budget / 1e6:g}", *map(str, values)]
             found.append(([*names, method_label(method), str(sets)], some))
     return found
+
+
+def _tera(runs: pd.DataFrame) -> str:
+    mean = runs["training_macs"].mean(skipna=False) / 1e12
+    return MISSING if math.isnan(mean) else f"{mean:.2f}"
 
 
 def _means(runs: pd.DataFrame, key: str) -> pd.Series:

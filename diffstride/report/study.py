@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from diffstride.errors import UserError
+from diffstride.runs import training_macs
 from diffstride.settings import (
     BUDGET,
     LEARNED,
@@ -343,6 +344,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "validation": 100 * summary.get("validation_accuracy", math.nan),
         "macs": cost.get("macs", math.nan) / 1e6,
         "memory": cost.get("activation_bytes", math.nan) / 1e6,
+        "training_macs": training_macs(record) or math.nan,
         "stride_cost": cost.get("stride_cost", math.nan),
         "initial_factor": _product(layers, "initial"),
         "factor": _product(layers, "strides"),

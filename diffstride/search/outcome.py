@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from diffstride.formatting import aligned, human
-from diffstride.runs import expected_of_best
-from diffstride.search.study import PASSES, Trial
+from diffstride.runs import expected_of_best, training_macs
+from diffstride.search.study import Trial
 
 COUNTS = (1, 5, 10, 20)
 _NONE = "-"
@@ -58,25 +58,6 @@ def expected(trials: Sequence[Trial]) -> list[Best]:
         )
         found.append(Best(count, validation, test, count * mean))
     return found
-
-
-def training_macs(
-    record: dict[str, Any], images: int | None = None
-) -> float | None:
-    """Counts the multiply-accumulates that training spent, of any run.
-
-    Strides that are learned move: each epoch counts at the multiply-accumulates
-    of its end. Short trainings by which integer strides were chosen count, too.
-    `images` are those of an epoch, where the record does not tell.
-    """
-    summary = record.get("summary") or {}
-    images = summary.get("images_per_epoch") or images
-    macs = [row.get("macs") for row in record["epochs"]]
-    for trial in (summary.get("hardened") or {}).get("trials") or ():
-        macs += [trial["macs"]] * trial["epochs"]
-    if not images or None in macs:
-        return None
-    return PASSES * images * sum(macs)
 
 
 def table(trials: Sequence[Trial]) -> str:

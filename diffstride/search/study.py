@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from diffstride.errors import UserError
 from diffstride.formatting import human
+from diffstride.runs import PASSES
 from diffstride.search.journal import Journal
 from diffstride.search.space import Space
 from diffstride.sweep.grid import Run
@@ -18,8 +19,6 @@ PRUNERS = ("none", "median", "halving")
 # candidate that is not known is then drawn for it.
 _MOST_REPEATS = 20
 _MOST_REJECTED = 2000
-# A backward pass multiplies twice: for inputs and for weights.
-PASSES = 3
 
 
 class Cost(NamedTuple):
