@@ -41,7 +41,8 @@ RESULTS = [
 REPORTS = [
     ROOT / "docs" / "results" / path.stem / "report.md" for path in RESULTS
 ]
-WRITTEN = [ROOT / name for name in ("RESULTS.md", "README.md")]
+PAGES = sorted((ROOT / "docs" / "results").glob("*.md"))
+TEXT = "".join(path.read_text() for path in PAGES)
 
 
 def tables(text):
@@ -60,7 +61,7 @@ def test_reports_say_what_the_runs_say(path):
 
 def test_the_tables_of_results_are_those_of_the_reports():
     reports = [table for path in REPORTS for table in tables(path.read_text())]
-    found = tables((ROOT / "RESULTS.md").read_text())
+    found = tables(TEXT)
     assert len(found) > 3
     for table in found:
         assert table in reports, table
@@ -76,21 +77,23 @@ def test_the_known_answer_is_found():
         for strides, ((low, high), _) in ends
     ]
     assert len(found) == 36
-    text = " ".join((ROOT / "RESULTS.md").read_text().split())
+    text = " ".join(TEXT.split())
     assert f"{sum(found)} of the 36 strides end within the expected" in text
     assert min(strides[1] for strides, _ in ends) > 7.5
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name
+)
 def test_each_figure_and_its_command_are_there(path):
     text = path.read_text()
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert pictures
     for picture in pictures:
-        assert (ROOT / picture).with_suffix(".png").exists(), picture
-        folder = pathlib.PurePath(picture).parent
+        assert (path.parent / picture).with_suffix(".png").exists(), picture
+        folder = (path.parent / picture).parent.relative_to(ROOT)
         if folder.parent.name == "results":
-            assert f"--output={folder}" in (ROOT / "RESULTS.md").read_text()
+            assert f"--output={folder}" in TEXT
 
 
 def test_what_conversion_does_to_trained_weights():
