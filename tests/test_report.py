@@ -749,8 +749,10 @@ def test_layers_that_were_hardened_are_those_that_learned():
     each = record(budget=1_000_000)
     learned = {"pooling": each["summary"].pop("pooling")}
     each["summary"] |= {"pooling": [], "hardened": {"learned": learned}}
+    del each["settings"]["method"]
     (row,) = study([each]).runs.itertuples()
     assert row.learned == learned["pooling"] and row.moved
+    assert row.method == "outer"
 
 
 def test_hardened_networks_before_and_after():

@@ -329,10 +329,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     The factors are products of all strides, at the start and at the end.
     """
     summary = record["summary"]
-    # Of a hardened network, what it was made of.
     hardened = summary.get("hardened") or {}
-    source = hardened.get("learned") or summary
-    layers = source.get("pooling") or []
+    layers = _source(summary).get("pooling") or []
     rows = record.get("epochs") or []
     learned = [layer for layer in layers if layer["learned"]]
     cost = {**(rows[-1] if rows else {}), **(summary.get("cost") or {})}
@@ -357,6 +355,12 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "moved": any(each["strides"] != each["initial"] for each in learned),
         "rows": rows,
     }
+
+
+def _source(summary: dict[str, Any]) -> dict[str, Any]:
+    """What has the poolings of a run: of a plain network what it was made of."""
+    hardened = summary.get("hardened") or {}
+    return hardened.get("learned") or summary
 
 
 def _hardened(change: dict[str, Any]) -> dict[str, Any]:
@@ -401,7 +405,7 @@ def _method(record: dict[str, Any]) -> str:
     """The method of a run, guessed if it was started by hand."""
     if record["settings"].get("method"):
         return record["settings"]["method"]
-    layers = record["summary"].get("pooling")
+    layers = _source(record["summary"]).get("pooling")
     if not layers:
         return "run" if layers is None else "strided"
     kinds = {layer.get("kind") for layer in layers}
