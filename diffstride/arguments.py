@@ -37,12 +37,25 @@ def number(
     return given
 
 
+def share(name: str, value: Any) -> float:
+    """Returns a number above 0, up to 1."""
+    given = plain(value)
+    if not _is_number(given, 0, 1) or not given:
+        raise refusal(name, "a number above 0 and at most 1", value)
+    return float(given)
+
+
 def integer(name: str, value: Any, least: int = 1) -> int:
     """Returns an integer; floats that are one will do."""
     given = plain(value)
     if not _is_integer(given, least):
         raise refusal(name, f"an integer >= {least}", value)
     return int(given)
+
+
+def optional_integer(name: str, value: Any, least: int = 1) -> int | None:
+    """Returns an integer, or `None`."""
+    return None if value is None else integer(name, value, least)
 
 
 def classes(name: str, value: Any) -> int | dict[str, int]:

@@ -73,14 +73,10 @@ class ComputeBudget(keras.callbacks.Callback):
         super().__init__()
         self.compute = compute
         self.macs = arguments.number("macs", macs, least=1)
-        self.share = arguments.number("share", share, most=1.0)
-        if not self.share:
-            raise arguments.refusal("share", "above 0 and at most 1", share)
+        self.share = arguments.share("share", share)
         self.reach = arguments.number("reach", reach)
         self.every = arguments.integer("every", every)
-        self.epochs = None
-        if epochs is not None:
-            self.epochs = arguments.integer("epochs", epochs)
+        self.epochs = arguments.optional_integer("epochs", epochs)
         self._start = compute.macs(compute.strides(initial=True))
 
     def on_train_begin(self, logs: dict | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import keras
 
+from diffstride import arguments
 from diffstride.pooling import BaseDiffStride
 from diffstride.static import learned_layers
 
@@ -35,13 +36,8 @@ class SmoothnessSchedule(keras.callbacks.Callback):
 
     def __init__(self, share: float = 0.7, epochs: int | None = None):
         super().__init__()
-        if not 0 < share <= 1:
-            raise ValueError(
-                "`share` must be above 0 and at most 1. Received: "
-                f"share={share}"
-            )
-        self.share = share
-        self.epochs = epochs
+        self.share = arguments.share("share", share)
+        self.epochs = arguments.optional_integer("epochs", epochs)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Looks for the layers."""

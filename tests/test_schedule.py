@@ -160,10 +160,12 @@ def test_a_final_smoothness_that_cannot_be(final):
         DiffStride(2.0, 2.0, final_smoothness_factor=final)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, np.nan, "half"])
 def test_a_share_that_cannot_be(share):
     with pytest.raises(ValueError, match="`share` must be"):
         SmoothnessSchedule(share)
+    with pytest.raises(ValueError, match="`epochs` must be an integer"):
+        SmoothnessSchedule(epochs=0)
 
 
 def test_a_model_without_a_schedule_is_refused():

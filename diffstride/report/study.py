@@ -358,7 +358,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(summary: dict[str, Any]) -> dict[str, Any]:
-    """What has the poolings of a run: of a plain network what it was made of."""
+    """What has the poolings of a run: what a plain network was made of."""
     hardened = summary.get("hardened") or {}
     return hardened.get("learned") or summary
 
