@@ -30,6 +30,7 @@ TOGETHER = {
         "pitch_search",
         "pitch_search_5000000",
         "pitch_search_11000000",
+        "pitch_search_14000000",
     ],
     "pitch_spectral": ["pitch_spectral", "pitch_search_5000000"],
 }
