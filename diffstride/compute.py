@@ -75,11 +75,6 @@ class ComputeModel:
             for place, (calls, _) in enumerate(changed)
         ]
 
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self._model.name
-
     def strides(self, initial: bool = False) -> list[np.ndarray]:
         """Returns the strides of now, or those the layers were built with."""
         if initial:

@@ -58,7 +58,8 @@ class ComputeBudget(keras.callbacks.Callback):
 
     Warns:
         UserWarning: if training ends more than 5 % away from the budget, as it
-            does before its time.
+            was stopped early or sizes are too coarse. Callbacks that restore
+            weights in the end, such as `EarlyStopping`, belong before it.
     """
 
     def __init__(
@@ -80,16 +81,15 @@ class ComputeBudget(keras.callbacks.Callback):
         self._start = compute.macs(compute.strides(initial=True))
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Looks at model and optimizer: whether strides can be moved by them.
-
-        It warns of an optimizer that leaves nothing to compare.
-        """
+        """Refuses another model; warns of an optimizer that tells nothing."""
         trained = {id(layer) for layer in learned_layers(self.model)}
         if not all(id(layer) in trained for layer in self.compute.layers):
             raise ValueError(
-                "`ComputeBudget` must be made for the model that is trained. "
-                f"Received: one of {self.compute.name} for {self.model.name}"
+                "`add_compute_budget` must be given the model that `fit` "
+                "trains; a copy has layers of its own. Received: another one "
+                f"than {self.model.name}"
             )
+        self._epoch = None
         optimizer = getattr(self.model, "optimizer", None)
         self._factors = [
             gradient_factor(optimizer, layer) for layer in self.compute.layers
@@ -108,13 +108,20 @@ class ComputeBudget(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Warns if the budget is not met."""
+        if self._epoch is None:
+            return
         cost = self.compute.macs(self._now())
         if not 1 / _MISSED <= cost / self.macs <= _MISSED:
+            done = self._epoch + 1
+            epochs = self.epochs or self.params["epochs"]
+            why = (
+                f"It was planned for epochs={epochs}, of which {done} are done"
+                if done < epochs
+                else "Sizes near it are too coarse, or limits too narrow"
+            )
             warnings.warn(
-                f"Training ends at {human(cost)} multiply-accumulates, with a "
-                f"budget of {human(self.macs)}. `ComputeBudget` planned for "
-                f"epochs={self.epochs or self.params['epochs']}; let `fit` "
-                "train for as many, or make the callback with fewer",
+                f"Training ends at {human(cost)} multiply-accumulates, more "
+                f"than 5 % from the budget of {human(self.macs)}. {why}",
                 stacklevel=2,
             )
 
@@ -277,8 +284,9 @@ def add_compute_budget(
         A callback for `fit`.
 
     Raises:
-        ValueError: if no strides within the limits of the layers come within 5
-            % of the budget, or the model has no learned strides.
+        ValueError: if an argument is out of range, or not one of `macs` and
+            `relative` is given; if no strides within the limits of the layers
+            come within 5 % of the budget; if the model has no learned strides.
 
     Example:
 
@@ -291,12 +299,12 @@ def add_compute_budget(
             f"macs={macs}, relative={relative}"
         )
     name, value = ("macs", macs) if relative is None else ("relative", relative)
-    arguments.number(name, value)
+    arguments.number(name, value, least=0 if macs is None else 1)
     compute = ComputeModel(model, input_shape, harden_to)
     if relative is not None:
         macs = relative * compute.macs(compute.strides(initial=True))
     least, most = compute.limits()
-    if not least / 1.05 <= macs <= 1.05 * most:
+    if not least / _MISSED <= macs <= _MISSED * most:
         raise ValueError(
             f"`{name}` must be a budget that strides within their limits can "
             f"meet, from {human(least)} to {human(most)} multiply-accumulates. "

@@ -13,12 +13,13 @@ from diffstride.cost import cost_of_calls
 from diffstride.errors import (
     ConfigError,
     NonFiniteLossError,
+    as_config_errors,
     check_argument,
 )
 from diffstride.hardening import (
     TARGETS,
     Hardened,
-    hardened_by_plan,
+    hardened_with_plan,
     hardening_report,
 )
 from diffstride.profiling import pooling_states, profile
@@ -113,10 +114,11 @@ def hardened(
     hosts.wait("choice of strides")
     keras.utils.set_random_seed(seed)  # Dropout draws when it is made.
     try:
-        made = hardened_by_plan(
-            *(model, hardening.to, datasets.image_shape),
-            *(budget, loss, trial, hardening.trials),
-        )
+        with as_config_errors(macs="budget"):
+            made = hardened_with_plan(
+                *(model, hardening.to, datasets.image_shape),
+                *(budget, loss, trial, hardening.trials),
+            )
     except ValueError as error:
         if trial and trial.rows and not any(map(_is_finite, trial.rows)):
             raise NonFiniteLossError(

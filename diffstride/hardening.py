@@ -31,7 +31,7 @@ from diffstride.rounding import (
     spectral_plan,
 )
 from diffstride.static import learned_layers
-from diffstride.surgery import copy_weights, no_graph, rebuilt
+from diffstride.surgery import copy_weights, is_graph, no_graph, rebuilt
 
 TARGETS = ("spectral", "strided", "pooled")
 _POOLING = {
@@ -110,7 +110,7 @@ def harden(
             the learned ones stay within `macs`; if `loss` or `trial` is never
             finite.
     """
-    made = hardened_by_plan(
+    made = hardened_with_plan(
         *(model, to, input_shape, macs, loss, trial, trials)
     )
     if verbose:
@@ -118,7 +118,7 @@ def harden(
     return made.model
 
 
-def hardened_by_plan(
+def hardened_with_plan(
     model: keras.Model,
     to: str = "spectral",
     input_shape: Any = None,
@@ -160,9 +160,7 @@ def hardened_by_plan(
     if to == "spectral":
         plan = spectral_plan(calls)
         return Hardened(_spectral(model, plan), plan)
-    if not (
-        isinstance(model, keras.Sequential) or hasattr(model, "operations")
-    ):
+    if not _has_graph(model):
         raise no_graph("harden", model)
     folded = folded_strides(model, to, calls)
     plain = partial(_plain, model, to, folded=folded)
@@ -227,11 +225,19 @@ def _spectral(model: keras.Model, plan: Plan) -> keras.Model:
     return hardened
 
 
+def _has_graph(model: keras.Model) -> bool:
+    return is_graph(model) or isinstance(model, WindowedSequential)
+
+
 def _plain(
     model: keras.Model, to: str, plan: Plan, folded: Sequence[FoldedStride]
 ) -> keras.Model:
     hardened = _Plain(model, to, plan, folded).model()
     if left := learned_layers(hardened):
+        for inner in sublayers(hardened):
+            is_model = isinstance(inner, keras.Model) and not _has_graph(inner)
+            if is_model and left[0] in learned_layers(inner):
+                raise no_graph("harden", inner)
         raise ValueError(
             f"`harden` cannot replace {left[0].path}: it is inside of a layer "
             "that is no Keras model. Put it into a functional model or a "

@@ -113,10 +113,10 @@ def training_macs(
     """
     summary = record.get("summary") or {}
     images = summary.get("images_per_epoch") or images
-    macs = [row.get("macs") for row in record["epochs"]]
+    macs = [row.get("macs") for row in record.get("epochs") or []]
     for trial in (summary.get("hardened") or {}).get("trials") or ():
         macs += [trial["macs"]] * trial["epochs"]
-    if not images or None in macs:
+    if not images or not macs or None in macs:
         return None
     return PASSES * images * sum(macs)
 

@@ -23,7 +23,7 @@ class SmoothnessSchedule(keras.callbacks.Callback):
             `epochs` of `fit`.
 
     Raises:
-        ValueError: if `share` is out of range; in `fit`, if no layer of the
+        ValueError: if an argument is out of range; in `fit`, if no layer of the
             model has a `final_smoothness_factor`.
 
     Example:

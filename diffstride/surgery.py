@@ -106,6 +106,18 @@ def rebuilt(
         ) from error
 
 
+def is_graph(operation: Any) -> bool:
+    """Tells whether an operation is a model whose calls can be walked."""
+    # A class with a `call` of its own need not call what is in its graph.
+    return (
+        isinstance(operation, keras.Model)
+        and type(operation).call.__module__.startswith("keras.")
+        and operation.built
+        and hasattr(operation, "inputs")
+        and operation.inputs is not None
+    )
+
+
 def no_graph(caller: str, model: keras.Model) -> ValueError:
     """Returns the error for a model whose calls cannot be seen."""
     return ValueError(

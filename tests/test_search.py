@@ -224,8 +224,12 @@ class TestSpace:
                 "strides stay: strided, sp.* inner",
             ),
             (["strides=1-2", "method=none"], "`method` must be one of"),
-            (["strides=1-2", "budget=100000"], "budget=100000. Give --budget"),
-            (["strides=1-2", "lambda=1"], "no effect on strides that stay"),
+            (
+                ["strides=1-2", "budget=100000"],
+                "; give --budget. Received: budget",
+            ),
+            (["strides=1-2", "lambda=1"], "an effect on one of its methods"),
+            (["strides=1-2", "norm=ortho"], r"methods \(strided\)\. Rec"),
             (["none.toml"], "--space=none.toml cannot be read"),
             (["strides"], "--space must be one TOML file, or axes"),
         ],
@@ -345,22 +349,31 @@ class TestStudy:
 
     def test_settings_without_effect_make_no_trials(self):
         found = Study(
-            space.load(["strides=1-2,1", "placement=after|before"]),
+            space.load(
+                [
+                    "strides=1-2,1",
+                    "placement=after|before",
+                    "method=strided|spectral",
+                ]
+            ),
             Options(),
             lambda run: Cost(1, 1, None),
             lambda run: True,
             Journal(None, {}),
         )
-        names = {found.propose().run.name for _ in range(2)}
-        assert names == {"strided_strides-1-1", "strided_strides-2-1"}
-        assert found.propose() is None
+        names = {found.propose().run.name for _ in range(6)}
+        assert {name for name in names if name.startswith("strided")} == {
+            "strided_strides-1-1",
+            "strided_strides-2-1",
+        }
+        assert len(names) == 6 and found.propose() is None
 
     def test_bounds_that_nothing_meets(self, monkeypatch):
         monkeypatch.setattr(study, "_MOST_REJECTED", 10)
-        with pytest.raises(UserError, match="10 in a row that are not; they"):
+        with pytest.raises(UserError, match="None of 10 candidates"):
             search_alone(Options(budget=1))
         monkeypatch.undo()
-        told = r"none that is; they cost 266 to 7\.2 k mult.* Move the bounds"
+        told = r"None of all 27 .*=0 and --budget=1: they cost 266 to 7\.2 k"
         with pytest.raises(UserError, match=told):
             search_alone(Options(budget=1))
 
@@ -807,10 +820,21 @@ def test_costs_are_counted_once(python):
             command_fn, pathlib.Path("costs.jsonl"), pathlib.Path("log")
         )
 
-    first = counter(lambda run: ["python", "-m", "diffstride.main"])
+    command = ["python", "-m", "diffstride.main"]
+    first = counter(lambda run: command)
     assert first.cost(run, True) == Cost(3600, 3, 10)
     first.close()
-    assert counter(None).cost(run, True) == Cost(3600, 3, 10)
+    rows = pathlib.Path("costs.jsonl").read_text()
+    assert counter(lambda run: command).cost(run, True) == Cost(3600, 3, 10)
+    assert pathlib.Path("costs.jsonl").read_text() == rows
+    # Of other settings, what was counted says nothing.
+    other = counter(lambda run: [*command, "--gin_bindings=no validation"])
+    with pytest.raises(UserError, match="validates on no others"):
+        other.cost(run, True)
+    assert other.cost(run, False) == Cost(3600, 3, 10)
+    with pytest.raises(UserError, match="validates on no others"):
+        other.cost(run, True)
+    other.close()
 
 
 # Trains for real: the tool as a person starts it.

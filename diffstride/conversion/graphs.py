@@ -6,21 +6,9 @@ from typing import Any
 import keras
 
 from diffstride.internals import graph_calls, sublayers
-from diffstride.surgery import rebuilt
+from diffstride.surgery import is_graph, rebuilt
 
 Part = Callable[[Any], Any]
-
-
-def is_graph(operation: Any) -> bool:
-    """Tells whether an operation is a model whose calls can be walked."""
-    # A class with a `call` of its own need not call what is in its graph.
-    return (
-        isinstance(operation, keras.Model)
-        and type(operation).call.__module__.startswith("keras.")
-        and operation.built
-        and hasattr(operation, "inputs")
-        and operation.inputs is not None
-    )
 
 
 def walk(model: keras.Model, inputs: Any, apply: Callable) -> Any:

@@ -9,7 +9,7 @@ from keras import layers
 
 from diffstride import arguments
 from diffstride.conversion.branches import Shift, Step, Strides, Tensor
-from diffstride.conversion.graphs import first_input, is_graph, walk
+from diffstride.conversion.graphs import first_input, walk
 from diffstride.conversion.policies import (
     POLICIES,
     Policy,
@@ -21,7 +21,7 @@ from diffstride.conversion.policies import (
 )
 from diffstride.internals import sublayers
 from diffstride.profiling import path_in
-from diffstride.surgery import no_graph
+from diffstride.surgery import is_graph, no_graph
 
 _ZERO_PADDING = (
     layers.ZeroPadding1D,

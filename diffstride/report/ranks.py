@@ -70,10 +70,7 @@ def short_trainings_table(study: Study) -> str | None:
             ranked = accuracies[loss.sort_values(kind="stable").index]
             share = epoch / losses.columns[-1]
             cells = [
-                f"{expected_of_best(ranked, count):.2f} "
-                f"({count * share + 1 - share:.1f})"
-                if count <= len(ranked)
-                else MISSING
+                _of_best(ranked, count, f" ({count * share + 1 - share:.1f})")
                 for count in _COUNTS
             ]
             table.append([*names, str(epoch), *cells])
@@ -90,7 +87,7 @@ def short_trainings_table(study: Study) -> str | None:
 
 
 def searches_table(study: Study) -> str | None:
-    """What the best of so many sets at random has, and what a learned run.
+    """What the best of so many sets at random has, and what a hardened run.
 
     `None` where there are no such sets as `ranks_table` needs, or they were not
     validated.
@@ -101,34 +98,31 @@ def searches_table(study: Study) -> str | None:
         if validated.notna().all():
             order = validated.sort_values(ascending=False, kind="stable").index
             ranked = _means(runs, "accuracy")[order]
-            cells = [
-                f"{expected_of_best(ranked, count):.2f}"
-                if count <= len(ranked)
-                else MISSING
-                for count in _SEARCHED
-            ]
-            table.append([*names, len(runs), _tera(runs), *cells])
+            cells = [_of_best(ranked, count) for count in _SEARCHED]
+            table.append([*names, len(runs), _tera(runs, len(ranked)), *cells])
             budgets.add(names[0])
     if not table:
         return None
-    learned = study.runs[study.runs["hardened"].notna()]
-    for (budget, *values, method), some in within_budgets(study, learned):
+    hardened = study.runs[study.runs["hardened"].notna()]
+    for (budget, *values, method), some in within_budgets(study, hardened):
         name = f"{budget / 1e6:g}"
         for start, runs in some.groupby(STRIDES, sort=False, observed=True):
             cells = [f"{runs['accuracy'].mean():.2f}"]
             cells += [MISSING] * (len(_SEARCHED) - 1)
             names = [name, *map(str, values), method_label(method), start]
             if name in budgets:
-                table.append([*names, len(runs), _tera(runs), *cells])
+                cost = _tera(runs, len(runs))
+                table.append([*names, len(runs), cost, *cells])
     table.sort(key=lambda row: float(row[0]))
     header = [*_header(study)[:-1], "sets, or start", "runs"]
     header += ["training of one, T MACs", "of 1, %"]
     header += [f"of {count}" for count in _SEARCHED[1:]]
     return markdown(header, [list(map(str, row)) for row in table]) + (
-        "\n\nTest accuracy of the best in validation of so many sets, over all "
-        "orders of them: what that many trainings at random reach, for so many "
-        "times the multiply-accumulates of one. Beside them runs that learned, "
-        "by their start, hardening and training in the end included."
+        "\n\nTest accuracy of the best in validation of so many sets, mean "
+        "over all orders of them: what a search at random reaches, for as many "
+        "times the multiply-accumulates that training one set took, in all its "
+        "runs. Beside them hardened runs that learned, by their start, with "
+        "the training before and after and in trials."
     )
 
 
@@ -197,9 +191,16 @@ def _fixed_within(study: Study) -> list[tuple[list[str], pd.DataFrame]]:
     return found
 
 
-def _tera(runs: pd.DataFrame) -> str:
-    mean = runs["training_macs"].mean(skipna=False) / 1e12
-    return MISSING if math.isnan(mean) else f"{mean:.2f}"
+def _of_best(ranked: pd.Series, count: int, more: str = "") -> str:
+    if count > len(ranked):
+        return MISSING
+    return f"{expected_of_best(ranked, count):.2f}{more}"
+
+
+def _tera(runs: pd.DataFrame, count: int) -> str:
+    """What training takes, for each of so many."""
+    spent = runs["training_macs"].sum(skipna=False) / count / 1e12
+    return MISSING if math.isnan(spent) else f"{spent:.2f}"
 
 
 def _means(runs: pd.DataFrame, key: str) -> pd.Series:

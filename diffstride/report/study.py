@@ -277,7 +277,7 @@ def _settings(records: list[dict[str, Any]]) -> pd.DataFrame:
             key = STRIDES if key.endswith(f".{STRIDES}") else key
             row[key] = _plain(key, value)
         if STRIDES not in row:
-            layers = record["summary"].get("pooling") or []
+            layers = _source(record["summary"]).get("pooling") or []
             starts = [dict.fromkeys(layer["initial"]) for layer in layers]
             texts = ["x".join(f"{s:g}" for s in start) for start in starts]
             row[STRIDES] = ",".join(texts) or None

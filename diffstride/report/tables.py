@@ -190,8 +190,7 @@ def hardening_table(study: Study) -> str | None:
 
 
 def hardened_strides_table(study: Study) -> str | None:
-    """What strides hardening has made of the learned ones, run by run."""
-    others = [*study.others(STRIDES), STRIDES]
+    """What hardening has made of learned strides, run by run."""
     cells = study.cells[study.cells["hardened_strides"].map(bool)]
     table = [
         [
@@ -205,14 +204,14 @@ def hardened_strides_table(study: Study) -> str | None:
             f"{run['accuracy']:.2f}",
             _number(run["macs"], 2),
         ]
-        for (*values, method), runs in grouped(cells, [*others, "method"])
+        for (*values, method), runs in grouped(cells, [*study.axes, "method"])
         for _, run in runs.iterrows()
     ]
     if not table:
         return None
-    header = [*map(axis_label, others), "method", "seed", "strides"]
+    header = [*map(axis_label, study.axes), "method", "seed", "strides"]
     return markdown([*header, "accuracy, %", "MACs, M"], table) + (
-        "\n\nOf each run the strides of the plain network, in depth order."
+        "\n\nOf each run the strides of the hardened network, in depth order."
     )
 
 

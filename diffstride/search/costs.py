@@ -13,7 +13,10 @@ from diffstride.files import read_lines, replace_lines, writing
 from diffstride.search.study import Cost
 from diffstride.sweep.grid import Run
 
-_COUNTED = {"run": str, "macs": int, "epochs": int, "validates": bool}
+_COUNTED = {
+    **{"run": str, "macs": int, "epochs": int, "validates": bool},
+    "flags?": [str],
+}
 
 
 class Counter:
@@ -37,7 +40,9 @@ class Counter:
         self._process: subprocess.Popen | None = None
         rows = read_lines(path, _COUNTED, "Remove it", may_be_cut=True)
         replace_lines(path, rows)
-        self._known = {row["run"]: row for row in rows}
+        self._known = {
+            (row["run"], tuple(row.get("flags", ()))): row for row in rows
+        }
 
     def cost(self, run: Run, validates: bool) -> Cost:
         """Counts what a run costs.
@@ -46,21 +51,22 @@ class Counter:
             UserError: if it cannot be built, or has no validation split though
                 it is to be one that `validates`.
         """
-        row = self._known.get(run.name)
+        flags = self._flags(run)
+        row = self._known.get((run.name, tuple(flags)))
         if row is None:
-            row = {"run": run.name, **self._ask(run)}
-            if validates and not row["validates"]:
-                raise UserError(
-                    "Trials must not be selected by the images that they are "
-                    "tested on, and this config validates on no others. Pass "
-                    '--gin_bindings="data.load_datasets.train_split = '
-                    "'train[:90%]'\" and --gin_bindings=\""
-                    "data.load_datasets.validation_split = 'train[90%:]'\", "
-                    "or --select=test to do it all the same"
-                )
+            row = {"run": run.name, "flags": flags, **self._ask(run, flags)}
             with writing(self._path), self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            self._known[run.name] = row
+            self._known[run.name, tuple(flags)] = row
+        if validates and not row["validates"]:
+            raise UserError(
+                "Trials must not be selected by the images that they are "
+                "tested on, and this config validates on no others. Pass "
+                '--gin_bindings="data.load_datasets.train_split = '
+                "'train[:90%]'\" and --gin_bindings=\""
+                "data.load_datasets.validation_split = 'train[90%:]'\", "
+                "or --select=test to do it all the same"
+            )
         return Cost(row["macs"], row["epochs"], row.get("images"))
 
     def close(self) -> None:
@@ -71,9 +77,19 @@ class Counter:
             self._process.stdin.close()
             self._process.stdout.close()
 
-    def _ask(self, run: Run) -> dict[str, Any]:
+    def _flags(self, run: Run) -> list[str]:
+        """The flags of training, less what is of this run."""
+        of_run = {f"--gin_bindings={binding}" for binding in run.bindings}
+        return [
+            flag
+            for flag in self._command_fn(run)[3:]
+            if flag not in of_run
+            and not flag.startswith(("--workdir=", "--seed="))
+        ]
+
+    def _ask(self, run: Run, flags: list[str]) -> dict[str, Any]:
         if self._process is None:
-            self._process = self._start(run)
+            self._process = self._start(flags)
         try:
             print(json.dumps(run.bindings), file=self._process.stdin)
             self._process.stdin.flush()
@@ -88,15 +104,7 @@ class Counter:
             )
         return answer
 
-    def _start(self, run: Run) -> subprocess.Popen:
-        # The same flags as for training, less what is of this run.
-        of_run = {f"--gin_bindings={binding}" for binding in run.bindings}
-        flags = [
-            flag
-            for flag in self._command_fn(run)[3:]
-            if flag not in of_run
-            and not flag.startswith(("--workdir=", "--seed="))
-        ]
+    def _start(self, flags: list[str]) -> subprocess.Popen:
         with writing(self._log), self._log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "diffstride.counting", *flags],

@@ -107,13 +107,12 @@ def load(texts: Sequence[str]) -> Space:
             f"Received: {wrong[0]}"
         )
     for axis, values in axes.items():
-        if not _has_effect(axis):
-            given = "|".join(map(str, values))
-            hint = f". Give --{BUDGET}" if axis == BUDGET else ""
+        if not _has_effect(axis, axes["method"]):
+            hint = f"; give --{BUDGET}" if axis.endswith(BUDGET) else ""
             raise UserError(
-                "Axes of a --space must not be of learned strides alone, which "
-                "have no effect on strides that stay. Received: "
-                f"{axis}={given}{hint}"
+                "An axis of a --space must have an effect on one of its "
+                f"methods ({', '.join(axes['method'])}){hint}. Received: "
+                f"{axis}={'|'.join(map(str, values))}"
             )
     if len(axes.get("seed", [])) > 1:
         raise UserError(
@@ -123,12 +122,9 @@ def load(texts: Sequence[str]) -> Space:
     return Space(ranges, axes, asked.gin_config, asked.bindings)
 
 
-def _has_effect(axis: str) -> bool:
-    """Whether an axis may change a network whose strides stay."""
+def _has_effect(axis: str, methods: Sequence[str]) -> bool:
     return axis in ("method", "seed") or any(
-        parameters({"method": method}, axis)
-        for method in METHODS
-        if method not in LEARNED
+        parameters({"method": method}, axis) for method in methods
     )
 
 

@@ -176,17 +176,20 @@ class Study:
             self._study.tell(asked, state=self._states.PRUNED)
             if len(self.rejected) - rejected >= _MOST_REJECTED:
                 raise self._none_within(
-                    f"{_MOST_REJECTED} in a row that are not"
+                    f"None of {_MOST_REJECTED} candidates in a row is"
                 )
         if self.rejected and not self.trials and not self.left_out:
-            raise self._none_within("none that is")
+            raise self._none_within(
+                f"None of all {len(self.rejected)} candidates is"
+            )
         return None
 
     def _none_within(self, how_many: str) -> UserError:
         low, high = min(self.rejected), max(self.rejected)
+        bounds = self._options
         return UserError(
-            "Candidates must be within --budget and --at_least. Received: "
-            f"{how_many}; they cost {human(low)} to {human(high)} "
+            f"{how_many} within --at_least={bounds.at_least:g} and --budget="
+            f"{bounds.budget:g}: they cost {human(low)} to {human(high)} "
             "multiply-accumulates. Move the bounds, or the ranges of strides"
         )
 
