@@ -22,7 +22,7 @@ from diffstride.hardening import (
     hardened_with_plan,
     hardening_report,
 )
-from diffstride.profiling import pooling_states, profile
+from diffstride.profiling import pooling_states
 from diffstride.stage import axes_of, tested
 from diffstride.surgery import rebuilt
 
@@ -164,8 +164,7 @@ def _change(
     to: str, learned: keras.Model, made: Hardened, datasets: data.Datasets
 ) -> dict[str, Any]:
     """What is to be said of hardening: the network before, and just after."""
-    calls = profile(learned, datasets.image_shape)
-    plain, plan = made
+    plain, plan, calls = made
     return {
         "to": to,
         "learned": {

@@ -8,7 +8,7 @@ import keras
 
 from diffstride import arguments
 from diffstride.audio_cnn import WindowedSequential
-from diffstride.cost import model_cost
+from diffstride.cost import cost_of_calls, model_cost
 from diffstride.folding import FoldedStride, folded_strides
 from diffstride.formatting import aligned, human
 from diffstride.internals import sublayers
@@ -42,10 +42,17 @@ _POOLING = {
 
 
 class Hardened(NamedTuple):
-    """A network with fixed strides, and what has become of the learned ones."""
+    """A network with fixed strides, and what has become of the learned ones.
+
+    Attributes:
+        model: the network.
+        plan: by which it was made.
+        calls: of the network that it was made of.
+    """
 
     model: keras.Model
     plan: Plan
+    calls: Sequence[Call]
 
 
 def harden(
@@ -130,8 +137,8 @@ def hardened_with_plan(
     """Does what `harden` does, and tells by which plan."""
     arguments.choice("to", to, TARGETS)
     if macs is not None:
-        least, of = 1, ", in multiply-accumulates, or None"
-        macs = arguments.number("macs", macs, least, of=of)
+        unit = ", in multiply-accumulates, or None"
+        macs = arguments.number("macs", macs, least=1, of=unit)
     if loss is not None and not callable(loss):
         expected = "None or a function without arguments"
         raise arguments.refusal("loss", expected, loss)
@@ -159,7 +166,7 @@ def hardened_with_plan(
     shape = input_shape or known_shape(model)
     if to == "spectral":
         plan = spectral_plan(calls)
-        return Hardened(_spectral(model, plan), plan)
+        return Hardened(_spectral(model, plan), plan, calls)
     if not _has_graph(model):
         raise no_graph("harden", model)
     folded = folded_strides(model, to, calls)
@@ -176,7 +183,7 @@ def hardened_with_plan(
         )
     plans = by_loss(plans, calls, loss)[:trials]
     plan = best_in_trials(plans, plain, trial)
-    return Hardened(plain(plan), plan)
+    return Hardened(plain(plan), plan, calls)
 
 
 def plain_calls(
@@ -396,9 +403,8 @@ def hardening_report(
             )
         )
     shape = input_shape or known_shape(model)
-    before, after = (
-        human(model_cost(each, shape).macs) for each in (model, made.model)
-    )
+    before = human(cost_of_calls(model, made.calls).macs)
+    after = human(model_cost(made.model, shape).macs)
     return "\n".join(
         [*aligned(rows), f"multiply-accumulates: {before}, now {after}"]
     )

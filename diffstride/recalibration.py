@@ -51,8 +51,7 @@ def recalibrate(
     >>> diffstride.recalibrate(model, images[:1024])
     """
     arguments.integer("batch_size", batch_size)
-    if steps is not None:
-        arguments.integer("steps", steps)
+    arguments.optional_integer("steps", steps)
     norms = _norms(model)
     with _averaging(norms) as seen:
         for batch in _batches(data, batch_size, steps):

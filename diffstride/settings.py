@@ -144,6 +144,11 @@ def parameters(settings: dict[str, Any], axis: str) -> list[str]:
     ]
 
 
+def has_effect(settings: dict[str, Any], axis: str) -> bool:
+    """Tells whether a run of such a method differs by an axis."""
+    return axis in ("method", "seed") or bool(parameters(settings, axis))
+
+
 def bindings(settings: dict[str, Any]) -> list[str]:
     """Lists the gin bindings that the settings of a run mean."""
     lines = [

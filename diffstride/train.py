@@ -258,11 +258,10 @@ def _steering(
 ) -> list[keras.callbacks.Callback]:
     """What changes strides and smoothness beside the optimizer."""
     steering: list[keras.callbacks.Callback] = []
-    if scheduled_layers(model):
-        with as_config_errors(share="smoothness_share"):
+    with as_config_errors(share="smoothness_share", macs="budget"):
+        if scheduled_layers(model):
             steering.append(SmoothnessSchedule(smoothness_share, epochs))
-    if budget is not None:
-        with as_config_errors(macs="budget"):
+        if budget is not None:
             steering.append(
                 add_compute_budget(
                     *(model, budget),

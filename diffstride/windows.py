@@ -222,10 +222,8 @@ class FractionalMaxPooling2D(Strided, BaseMapLayer):
         super().__init__(strides=strides, data_format=data_format, **kwargs)
         self.pseudo_random = arguments.boolean("pseudo_random", pseudo_random)
         self.overlapping = arguments.boolean("overlapping", overlapping)
-        if seed is not None:
-            seed = arguments.integer("seed", seed, least=0)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = arguments.optional_integer("seed", seed, least=0)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the maximum of each rectangle."""

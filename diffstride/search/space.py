@@ -13,7 +13,7 @@ from diffstride.settings import (
     LEARNED,
     METHODS,
     STRIDES,
-    parameters,
+    has_effect,
 )
 from diffstride.sweep import grid
 
@@ -107,7 +107,7 @@ def load(texts: Sequence[str]) -> Space:
             f"Received: {wrong[0]}"
         )
     for axis, values in axes.items():
-        if not _has_effect(axis, axes["method"]):
+        if not any(has_effect({"method": m}, axis) for m in axes["method"]):
             hint = f"; give --{BUDGET}" if axis.endswith(BUDGET) else ""
             raise UserError(
                 "An axis of a --space must have an effect on one of its "
@@ -120,12 +120,6 @@ def load(texts: Sequence[str]) -> Space:
             f"{'|'.join(map(str, axes['seed']))}"
         )
     return Space(ranges, axes, asked.gin_config, asked.bindings)
-
-
-def _has_effect(axis: str, methods: Sequence[str]) -> bool:
-    return axis in ("method", "seed") or any(
-        parameters({"method": method}, axis) for method in methods
-    )
 
 
 def _ranges(values: Sequence[Any]) -> tuple[tuple[Range, ...], ...]:

@@ -21,7 +21,7 @@ from diffstride.settings import (
     PARAMETERS,
     STRIDES,
     bindings,
-    parameters,
+    has_effect,
 )
 
 Value = str | int | float | bool
@@ -201,8 +201,7 @@ def _effective(settings: Settings) -> Settings:
     return {
         axis: settings[axis]
         for axis in (*first, *dotted, "seed")
-        if axis in settings
-        and (axis in ("method", "seed") or parameters(settings, axis))
+        if axis in settings and has_effect(settings, axis)
     }
 
 
